@@ -1,0 +1,44 @@
+"""Molecules to tokens: SMILES, 53 descriptors, atom graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.shared.tokens.positions import AbsolutePositions, Positions
+from polyfm.shared.tokens.table import ValueTokens
+from polyfm.shared.tokens.text import TextTokens
+
+
+class SmilesTokens(TextTokens):
+    """SMILES tokens as text.
+
+    Args:
+        width: D.
+        vocabulary: V, as of the data module's tokenizer.
+        positions: Given the width; adds positions to the vectors.
+        dropout: After the LayerNorm.
+        packed: Tokens end to end instead of padded rows.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        vocabulary: int = 300,
+        positions: Callable[[int], Positions] = AbsolutePositions,
+        dropout: float = 0.1,
+        packed: bool = False,
+    ) -> None:
+        super().__init__(width, vocabulary, positions=positions, dropout=dropout, packed=packed)
+
+
+class PropertyVector(ValueTokens):
+    """SPMM's 53 descriptors, one token each.
+
+    Args:
+        width: D.
+        dropout: After the LayerNorm.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.1) -> None:
+        super().__init__(width, columns=len(DESCRIPTORS), dropout=dropout)

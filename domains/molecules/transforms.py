@@ -1,0 +1,235 @@
+"""SMILES to token ids, descriptors to z-scores. What is learnt from data is learnt on the training part and kept as primitives."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
+PAD, CLS, SEP, MASK = range(len(SPECIALS))
+
+# MoLFormer (Ross et al., Nature Machine Intelligence 2022): one token per atom, bond, ring closure or branch.
+PATTERN = re.compile(
+    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>|\*|\$|\%[0-9]{2}|[0-9])"
+)
+# Every token of the pattern outside brackets, then the letters that spell a bracket atom that is not in the vocabulary.
+ALPHABET = tuple(
+    "B Br C Cl N O S P F I b c n o s p ( ) . = # - + \\ / : ~ @ ? > * $ % [ ] 0 1 2 3 4 5 6 7 8 9".split()
+    + [letter for letter in "ADEGHJKLMQRTUVWXYZadefghijklmqrtuvwxyz"]
+)
+
+
+class SmilesTokenizer:
+    """Base: canonical SMILES to ids, [CLS] first and [SEP] last, and back without loss.
+
+    Args:
+        vocabulary: V, as of the embedder; the tokens learnt are at most so many.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def fit(self, smiles: Iterable[str]) -> Self:
+        """Learn the vocabulary.
+
+        Args:
+            smiles: Canonical, of the training part.
+        """
+        raise TypeError(f"{type(self).__name__} has no fit")
+
+    def encode(self, smiles: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each SMILES, int32.
+
+        Args:
+            smiles: Canonical.
+        """
+        raise TypeError(f"{type(self).__name__} has no encode")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The SMILES of a sequence, special tokens left out.
+
+        Args:
+            ids: Up to [SEP], if there is one.
+        """
+        raise TypeError(f"{type(self).__name__} has no decode")
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, as primitives."""
+        raise TypeError(f"{type(self).__name__} has no state")
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what was learnt.
+
+        Args:
+            state: As made by `state`.
+        """
+        raise TypeError(f"{type(self).__name__} has no load")
+
+
+class RegexTokenizer(SmilesTokenizer):
+    """One token per atom, bond, ring closure or branch, by MoLFormer's regular expression.
+
+    Bracket atoms that are too rare for the vocabulary are spelled letter by letter: nothing is unknown, nothing lost.
+
+    Args:
+        vocabulary: V, at least the alphabet.
+    """
+
+    def __init__(self, vocabulary: int = 300) -> None:
+        super().__init__(vocabulary)
+        if vocabulary < len(SPECIALS) + len(ALPHABET):
+            raise ValueError(f"a SMILES vocabulary needs at least {len(SPECIALS) + len(ALPHABET)} entries")
+        self._learn([])
+
+    def _learn(self, extra: Sequence[str]) -> None:
+        self.tokens = [*SPECIALS, *ALPHABET, *extra]
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+
+    def fit(self, smiles: Iterable[str]) -> Self:
+        """See `SmilesTokenizer.fit`: the most frequent bracket atoms, ties by name."""
+        counts = Counter(token for text in smiles for token in PATTERN.findall(text) if token not in ALPHABET)
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        self._learn(ranked[: self.vocabulary - len(SPECIALS) - len(ALPHABET)])
+        return self
+
+    def encode(self, smiles: Sequence[str]) -> list[np.ndarray]:
+        """See `SmilesTokenizer.encode`."""
+        out = []
+        get = self._ids.__getitem__
+        for text in smiles:
+            tokens = PATTERN.findall(text)
+            try:
+                ids = list(map(get, tokens))
+            except KeyError:
+                ids = [i for token in tokens for i in self._spell(token)]
+            out.append(np.array([CLS, *ids, SEP], dtype=np.int32))
+        return out
+
+    def _spell(self, token: str) -> list[int]:
+        known = self._ids.get(token)
+        return [self._ids[letter] for letter in token] if known is None else [known]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `SmilesTokenizer.decode`."""
+        kept = []
+        for i in ids:
+            if i == SEP:
+                break
+            if i >= len(SPECIALS) and i < len(self.tokens):
+                kept.append(self.tokens[i])
+        return "".join(kept)
+
+    def state(self) -> dict[str, Any]:
+        """See `SmilesTokenizer.state`."""
+        return {"tokens": self.tokens[len(SPECIALS) + len(ALPHABET) :]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `SmilesTokenizer.load`."""
+        self._learn(state["tokens"])
+
+
+class BpeTokenizer(SmilesTokenizer):
+    """Byte-pair encoding learnt on SMILES characters (SPMM uses 300 entries).
+
+    Args:
+        vocabulary: V.
+    """
+
+    def __init__(self, vocabulary: int = 300) -> None:
+        super().__init__(vocabulary)
+        self._tokenizer: Any = None
+
+    def fit(self, smiles: Iterable[str]) -> Self:
+        """See `SmilesTokenizer.fit`."""
+        from tokenizers import Tokenizer, models, trainers
+
+        letters = sorted({letter for token in ALPHABET for letter in token})
+        tokenizer = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary, special_tokens=list(SPECIALS), initial_alphabet=letters, show_progress=False
+        )
+        tokenizer.train_from_iterator(smiles, trainer)
+        self._tokenizer = tokenizer
+        return self
+
+    def encode(self, smiles: Sequence[str]) -> list[np.ndarray]:
+        """See `SmilesTokenizer.encode`."""
+        encodings = self._tokenizer.encode_batch(list(smiles), add_special_tokens=False)
+        return [np.array([CLS, *encoding.ids, SEP], dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `SmilesTokenizer.decode`."""
+        kept = []
+        for i in ids:
+            if i == SEP:
+                break
+            if i >= len(SPECIALS):
+                kept.append(self._tokenizer.id_to_token(i) or "")
+        return "".join(kept)
+
+    def state(self) -> dict[str, Any]:
+        """See `SmilesTokenizer.state`."""
+        return {"tokenizer": json.loads(self._tokenizer.to_str())}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `SmilesTokenizer.load`."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(json.dumps(state["tokenizer"]))
+
+
+class Standardiser:
+    """z-scores per column, fitted on the training part; unknown cells (NaN) stay unknown.
+
+    Attributes:
+        mean: (P,) in the columns' own units.
+        scale: (P,) standard deviation; 1 where a column is constant.
+    """
+
+    def __init__(self) -> None:
+        self.mean = np.zeros(0)
+        self.scale = np.ones(0)
+
+    def fit(self, table: np.ndarray) -> Self:
+        """Learn mean and scale.
+
+        Args:
+            table: (n, P), own units, NaN where unknown.
+        """
+        self.mean = np.nanmean(table, axis=0)
+        scale = np.nanstd(table, axis=0)
+        self.scale = np.where(scale > 0, scale, 1.0)
+        return self
+
+    def apply(self, table: np.ndarray) -> np.ndarray:
+        """To z-scores, clipped to ±10 so that a single monster molecule cannot blow up a batch.
+
+        Args:
+            table: (n, P), own units.
+        """
+        return np.clip((table - self.mean) / self.scale, -10.0, 10.0).astype(np.float32)
+
+    def invert(self, table: np.ndarray) -> np.ndarray:
+        """From z-scores to own units.
+
+        Args:
+            table: (n, P) z-scores.
+        """
+        return table * self.scale + self.mean
+
+    def state(self) -> dict[str, list[float]]:
+        """Numbers only."""
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+    def load(self, state: dict[str, list[float]]) -> None:
+        """Take over.
+
+        Args:
+            state: As made by `state`.
+        """
+        self.mean, self.scale = np.array(state["mean"]), np.array(state["scale"])

@@ -1,0 +1,147 @@
+"""`polyfm check RECIPE --data.path X`: before any long run, read 8 samples, take one step, estimate time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from polyfm.shared.cli.arguments import Arguments, choose_size
+from polyfm.shared.training.recipe import find_recipe
+
+SAMPLES = 8
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``check``.
+    """
+    parser = Arguments("check", "Read 8 samples, show shapes and labels, take one step, estimate time and memory.")
+    parser.add_argument("recipe", help="a name from `polyfm list`, or a YAML file")
+    parser.add_argument("--size", default="", help="small or paper; paper is estimated without memory")
+    ours, flags = parser.parse_some(words)
+    recipe = find_recipe(ours.recipe)
+    for line in check(recipe, choose_size(ours.size), flags):
+        print(line, flush=True)
+
+
+def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
+    """The lines of a check.
+
+    Args:
+        recipe: Checked.
+        size: small or paper.
+        flags: The user's.
+    """
+    import torch
+
+    from polyfm.shared.backbones.encoder import num_parameters, on_meta
+    from polyfm.shared.data.sampler import Key
+    from polyfm.shared.training.build import RecipeParser, quiet_libraries
+
+    quiet_libraries()
+    tree = recipe.sized(size)
+    made: dict[str, RecipeParser] = {}
+    if size == "paper":
+        on_meta(lambda: made.setdefault("cli", RecipeParser(recipe, tree, flags)).model)
+    else:
+        made["cli"] = RecipeParser(recipe, tree, flags)
+    cli = made["cli"]
+    data, task = cli.datamodule, cli.model
+    data.limit = 2_000  # enough to fit a vocabulary and count labels; the whole file is read by fit
+    data.setup("fit")
+    train = data.part("train")
+    lines = [f"{recipe.name}, size {size}", *data.summary()]
+    batch = data.collate(data.make_samples([Key(int(i), 0) for i in train[:SAMPLES]]))
+    for name, rows in batch.modalities.items():
+        shapes = ", ".join(
+            f"{field} {tuple(value.shape)}" for field, value in vars(rows).items() if isinstance(value, torch.Tensor)
+        )
+        lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
+    lines += label_lines(data, train)
+    parameters = num_parameters(task)
+    step = min(data.batch_size, len(train))
+    if hasattr(task, "target"):
+        from polyfm.shared.training.targets import fit_target
+
+        task.set_target(fit_target(task.kind, data.target_names(), data.target_values(train), data.class_names()))
+    per_step = 16 * parameters  # weights, gradients and two moments in fp32
+    if size == "paper":
+        flops = 6 * parameters * float(data.lengths()[train].mean()) * step
+        lines.append(f"  parameters: {parameters / 1e6:.1f} million (built on the meta device, nothing was allocated)")
+        lines.append(f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top")
+        lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples (6 x parameters x tokens)")
+        return [*lines, f"Next: polyfm fit {recipe.name} --data.path {data.path} --size paper --out DIR"]
+    whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
+    seconds, loss, activations = one_step(task, whole)
+    steps = max(data.rows_in_file() * 8 // 10 // step, 1)
+    epochs = cli.config["trainer"].get("max_epochs") or 1
+    lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
+    lines.append(f"  parameters: {parameters / 1e6:.2f} million")
+    lines.append(f"  memory: about {(per_step + activations) / 2**20:.0f} MiB for the model and one step")
+    lines.append(f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)")
+    return [*lines, f"Next: polyfm fit {recipe.name} --data.path {data.path} --size {size} --out DIR"]
+
+
+def label_lines(data: Any, train: Any) -> list[str]:
+    """Balance or range of each label.
+
+    Args:
+        data: Set up.
+        train: Indices of training samples.
+    """
+    import numpy as np
+
+    lines = []
+    values = data.target_values(train)
+    for name, column in zip(data.target_names(), values.T, strict=True):
+        given = column[~np.isnan(column)]
+        if data.class_names():
+            counts = np.bincount(given.astype(int), minlength=len(data.class_names()))
+            balance = ", ".join(f"{label} {count}" for label, count in zip(data.class_names(), counts, strict=True))
+        elif np.isin(given, (0, 1)).all():
+            balance = f"{int((given == 1).sum())} positive, {int((given == 0).sum())} negative"
+        else:
+            balance = f"{given.min():.4g} to {given.max():.4g}, mean {given.mean():.4g}, sd {given.std():.4g}"
+        lines.append(f"  label {name}: {balance}; {int(np.isnan(column).sum())} missing")
+    return lines
+
+
+def one_step(task: Any, batch: Any) -> tuple[float, float, int]:
+    """One forward and backward pass.
+
+    Args:
+        task: Of either kind.
+        batch: A full one.
+
+    Returns:
+        Seconds, the loss, and bytes of activations kept for the backward pass.
+    """
+    import torch
+
+    from polyfm.shared.tokens.masking import Draw
+
+    kept = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def loss() -> torch.Tensor:
+        if hasattr(task, "target"):
+            return task.target.loss(task(batch), batch.targets["labels"])
+        views = task.answer(batch, Draw(0, 0))
+        outputs = {name: objective(views, batch) for name, objective in task.objectives.items()}
+        return task.gradients({name: output.loss for name, output in outputs.items()})
+
+    task.train()
+    start = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss()
+    value.backward()
+    seconds = time.perf_counter() - start
+    task.zero_grad(set_to_none=True)
+    return seconds, float(value), kept

@@ -1,0 +1,60 @@
+"""`polyfm embed RUN INPUT --out FILE`: one vector per item, in the input's order, with its id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.errors import UsageError
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``embed``.
+    """
+    parser = Arguments("embed", "One vector per item of INPUT, in its order, with its id.")
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("input", help="file with new items")
+    parser.add_argument("--out", required=True, help="result: .parquet or .npz")
+    parser.add_argument("--modality", default="", help="which encoder; the run's first by default")
+    parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
+    ours = parser.parse(words)
+    out = Path(ours.out)
+    if out.suffix not in (".parquet", ".npz"):
+        raise UsageError("the result is a .parquet or .npz file", where=out, remedy="For example --out vectors.parquet")
+
+    from polyfm.shared.deployment.inference import load
+
+    model = load(ours.run)
+    items = model.data.items_in(ours.input)
+    vectors = model.embed(items, ours.modality, projected=ours.projected)
+    save(out, [item.id for item in items], vectors)
+    print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
+    for line in model.data.quarantine.lines():
+        print(line)
+
+
+def save(out: Path, ids: list[str], vectors: Any) -> None:
+    """Write ids and vectors.
+
+    Args:
+        out: .parquet (columns id, and embedding as a list of fixed size) or .npz (arrays id, embedding).
+        ids: n ids.
+        vectors: (n, D).
+    """
+    import numpy as np
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez_compressed(out, id=np.array(ids, dtype=str), embedding=vectors)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "embedding": column}), out)

@@ -1,0 +1,221 @@
+"""`polyfm fit`: train a recipe on data, test the best checkpoint, write the report."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from polyfm.shared.cli.arguments import Arguments, choose_size
+from polyfm.shared.training.recipe import Recipe, find_recipe, merge, read_yaml
+from polyfm.shared.errors import UsageError
+
+EPILOG = """options of the recipe (any key of its YAML):
+  --data.path FILE            what to read
+  --data.batch_size N         samples in a step          --data.num_workers N   loading processes
+  --data.split NAME           how to split; the domain's README lists the names
+  --trainer.max_epochs N      passes over the data       --trainer.max_time 00:00:30:00
+  --trainer.precision bf16-mixed                         --trainer.accelerator cpu
+  --model.optimizer.lr X      learning rate              --model.optimizer.layer_decay X
+  --model.train_blocks K      fine-tuning: -1 full, 0 frozen, k the last k blocks
+  --seed_everything N         one number decides the run
+  --config FILE               more YAML on top; options win over files
+  --print_config              show the recipe with everything applied
+  --help-all                  every option there is
+
+examples:
+  polyfm fit molecules/spmm --data.path compounds.smi --size small --out runs/spmm
+  polyfm fit molecules/property --data.path F.csv --data.smiles smiles --data.targets [y] \\
+      --init_from runs/spmm --size small --out runs/y
+  polyfm fit --resume runs/y"""
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``fit``.
+    """
+    parser = Arguments("fit", "Train a recipe on data; the best checkpoint is tested and a report written.", EPILOG)
+    parser.add_argument("recipe", nargs="?", help="a name from `polyfm list`, or a YAML file")
+    parser.add_argument("--size", default="", help="small or paper; must be chosen on a CPU")
+    parser.add_argument("--out", default="", help="the run's folder; runs/NAME by default")
+    parser.add_argument("--init_from", default="", metavar="RUN", help="start from the encoders of another run")
+    parser.add_argument("--ensemble", type=int, default=1, metavar="N", help="train N seeds; predictions get a mean and sd")
+    parser.add_argument("--resume", default="", metavar="RUN", help="continue a run that stopped")
+    parser.add_argument("--help-all", action="store_true", help="every option there is")
+    ours, flags = parser.parse_some(words)
+    if ours.resume:
+        if ours.recipe or flags:
+            parser.error("--resume takes the run's own recipe: give no other words")
+        resume(Path(ours.resume))
+        return
+    if not ours.recipe:
+        parser.error("which recipe?")
+    recipe = find_recipe(ours.recipe)
+    if ours.help_all:
+        _show(recipe, recipe.sized("small" if "small" in recipe.sizes else "paper"), ["--help"])
+        return
+    tree = recipe.sized(choose_size(ours.size))
+    if ours.init_from:
+        tree = merge(tree, encoders_of(Path(ours.init_from), tree))
+    if "--print_config" in flags:
+        _show(recipe, tree, flags)
+        return
+    out = Path(ours.out) if ours.out else _default_out(recipe)
+    if ours.ensemble < 1:
+        parser.error("--ensemble needs a number of at least 1")
+    if ours.ensemble == 1:
+        train(recipe, tree, flags, out, init_from=ours.init_from)
+        return
+    from polyfm.shared.cli.ensemble import train_ensemble
+
+    train_ensemble(recipe, tree, flags, out, members=ours.ensemble, init_from=ours.init_from)
+
+
+def _default_out(recipe: Recipe) -> Path:
+    from polyfm.shared.training.run_folder import next_free
+
+    return next_free(Path("runs"), recipe.name.replace("/", "-"))
+
+
+def _show(recipe: Recipe, tree: dict[str, Any], flags: list[str]) -> None:
+    from polyfm.shared.training.build import RecipeParser
+
+    RecipeParser(recipe, tree, flags)
+
+
+def encoders_of(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe takes from the run it starts from: the sizes of the encoders that both have, and their tokens.
+
+    Args:
+        init_from: Folder of the pre-trained run.
+        tree: The recipe's.
+    """
+    from polyfm.shared.training.run_folder import RunFolder
+
+    theirs = read_yaml(RunFolder.open(init_from).recipe)
+    available = theirs["model"]["encoders"]
+    common = [name for name in tree["model"]["encoders"] if name in available]
+    if not common:
+        raise UsageError(
+            f"this run has encoders for {', '.join(available)}, the recipe for {', '.join(tree['model']['encoders'])}",
+            where=init_from,
+            remedy="Start from a run that has one of the recipe's encoders",
+        )
+    encoders = {name: copy.deepcopy(available[name]) for name in common}
+    data: dict[str, Any] = {}
+    if theirs["data"]["class_path"] == tree["data"]["class_path"] and "tokenizer" in theirs["data"]["init_args"]:
+        data = {"data": {"init_args": {"tokenizer": theirs["data"]["init_args"]["tokenizer"]}}}
+    return {"model": {"encoders": encoders}, **data}
+
+
+def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "") -> dict[str, Any]:
+    """Train in a fresh folder, then test and report.
+
+    Args:
+        recipe: What is trained.
+        tree: Its content at the chosen size.
+        flags: The user's.
+        out: The run's folder.
+        init_from: Folder of a run whose encoders and transforms are taken over.
+
+    Returns:
+        The final metrics.
+    """
+    from polyfm.shared.training.build import RecipeParser, quiet_libraries
+    from polyfm.shared.training.run_folder import RunFolder
+
+    quiet_libraries()
+    cli = RecipeParser(recipe, tree, flags)
+    folder = RunFolder.create(out)
+    cli.datamodule.seed = int(cli.config["seed_everything"])
+    if init_from:
+        take_over(cli, RunFolder.open(init_from))
+    folder.write_recipe(cli.resolved())
+    return _train(cli, folder, resume=False)
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """Continue a run from its newest checkpoint.
+
+    Args:
+        path: The run's folder.
+    """
+    from polyfm.shared.training.build import RecipeParser, quiet_libraries
+    from polyfm.shared.training.run_folder import RunFolder
+
+    quiet_libraries()
+    folder = RunFolder.open(path)
+    recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
+    cli = RecipeParser(recipe, recipe.tree)
+    cli.datamodule.seed = int(cli.config["seed_everything"])
+    return _train(cli, folder, resume=True)
+
+
+def take_over(cli: Any, source: Any) -> None:
+    """Weights of the encoders that both have, and the transforms they were trained with.
+
+    Args:
+        cli: Built, not yet trained.
+        source: The run that is taken from.
+    """
+    from polyfm.shared.training.checkpoint import load_weights, read_checkpoint
+
+    content = read_checkpoint(source.best)
+    for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
+        cli.datamodule.load_state_dict(state)
+    for name, encoder in cli.model.model.encoders.items():
+        prefix = f"model.encoders.{name}."
+        weights = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+        if weights:
+            print(load_weights(encoder, weights, what=f"{name} from {source.path}"))
+
+
+def _train(cli: Any, folder: Any, *, resume: bool) -> dict[str, Any]:
+    import torch
+    from lightning.pytorch.loggers import CSVLogger
+
+    from polyfm.shared.evaluation.finish import finish
+    from polyfm.shared.training.callbacks import Bar, Throughput
+    from polyfm.shared.training.checkpoint import RecipeInCheckpoint
+    from polyfm.shared.training.seeding import StepSeed
+
+    data = cli.datamodule
+    data.setup("fit")
+    folder.write_data(data)
+    for line in data.summary():
+        print(line)
+    has_valid = len(data.part("valid")) > 0
+    throughput = Throughput()
+    checkpoint, patience = cli.config_init["checkpoint"], cli.config_init["patience"]
+    if not has_valid:
+        checkpoint.monitor = None
+    callbacks = [
+        StepSeed(data.seed),
+        throughput,
+        RecipeInCheckpoint(folder.recipe.read_text()),
+        checkpoint.within(folder.path),
+        *([patience] if has_valid else []),
+    ]
+    overrides: dict[str, Any] = {"logger": CSVLogger(folder.path, name="", version="")}
+    if cli.config["trainer"].get("enable_progress_bar") is not False:
+        callbacks.append(Bar(throughput))
+    if cli.config["trainer"].get("precision") is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        overrides["precision"] = "bf16-mixed"
+    trainer = cli.make_trainer(folder.path, callbacks, **overrides)
+    trainer.fit(cli.model, datamodule=data, ckpt_path=folder.last if resume else None)
+    if trainer.interrupted:
+        print(f"\nStopped. Continue with: polyfm fit --resume {folder.path}", file=sys.stderr)
+        raise KeyboardInterrupt
+    speed = {"samples_per_second": throughput.samples_per_second, "waiting": throughput.waiting}
+    folder.write_metrics({f"train/{name}": value for name, value in speed.items()})
+    metrics = finish(cli, folder)
+    print(f"\nReport:  {folder.report}")
+    kind = "embed" if cli.tree["task"] == "pretrain" else "predict"
+    print(f"Next:    polyfm {kind} {folder.path} NEW_FILE --out {kind}.parquet")
+    if cli.tree["task"] == "pretrain":
+        print(f"         polyfm fit {cli.recipe.domain}/property --init_from {folder.path} --data.path LABELLED.csv ...")
+    return metrics

@@ -1,0 +1,54 @@
+"""`polyfm list`: domains, recipes and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.training.recipe import ROOT, find_recipe, recipe_names
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``list``.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    Arguments("list", "Domains, recipes and data sets.").parse(words)
+    console = Console()
+    recipes = Table("recipe", "task", "sizes", "what it does", title="Recipes", title_justify="left", box=None)
+    for name in recipe_names():
+        recipe = find_recipe(name)
+        recipes.add_row(name, recipe.tree["task"], ", ".join(recipe.sizes), recipe.tree.get("title", ""))
+    cards = Table("data set", "domain", "rows", "licence", "what it is", title="Data sets", title_justify="left", box=None)
+    for card in data_cards():
+        rows = "" if card["rows"] is None else f"{card['rows']:,}"
+        cards.add_row(card["name"], card["domain"], rows, card["licence"], card["title"])
+    console.print(f"Domains: {', '.join(domains())}\n", highlight=False)
+    console.print(recipes)
+    console.print()
+    console.print(cards)
+    console.print("\nNext: polyfm describe RECIPE, or data_cards/NAME.md for a data set", highlight=False)
+
+
+def domains() -> list[str]:
+    """Names of the domain packages."""
+    import polyfm.domains
+
+    folder = next(iter(polyfm.domains.__path__))
+    from pathlib import Path
+
+    return sorted(path.name for path in Path(folder).iterdir() if (path / "data.py").is_file())
+
+
+def data_cards() -> list[dict[str, object]]:
+    """Front matter of every data card, sorted by name."""
+    cards = []
+    for path in sorted((ROOT / "data_cards").glob("*.md")):
+        cards.append(yaml.safe_load(path.read_text(encoding="utf-8").split("---")[1]))
+    return cards

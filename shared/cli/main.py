@@ -1,0 +1,80 @@
+"""`polyfm <verb> TARGET [INPUT] [--key.subkey value]`. Nothing heavy is imported before the verb is known."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from polyfm.shared.errors import PolyfmError, UsageError
+
+VERBS = {
+    "demo": "polyfm demo DOMAIN                    pre-train, fine-tune and report on bundled data",
+    "list": "polyfm list                           domains, recipes and data sets",
+    "describe": "polyfm describe RECIPE                paper, claim, inputs, sizes, parameters",
+    "check": "polyfm check RECIPE --data.path X     read 8 samples, one step, time and memory",
+    "fit": "polyfm fit RECIPE --data.path X       train, then test the best checkpoint",
+    "validate": "polyfm validate RUN                   metrics on the validation part",
+    "test": "polyfm test RUN                       metrics on the test part",
+    "predict": "polyfm predict RUN INPUT --out FILE   predictions for new items",
+    "embed": "polyfm embed RUN INPUT --out FILE     vectors for new items (.parquet, .npz)",
+    "tool": "polyfm tool DOMAIN NAME INPUT         tools of a domain (`polyfm tool DOMAIN` lists them)",
+}
+
+USAGE = f"""usage: polyfm <verb> TARGET [INPUT] [--key.subkey value]
+
+Domain-specialised foundation models on your own data.
+
+{chr(10).join("  " + line for line in VERBS.values())}
+
+TARGET is a recipe (molecules/spmm, or a YAML file) for check, describe and fit;
+a domain for demo; the folder of a run for validate, test, predict and embed.
+
+  --size small|paper   which of a recipe's sizes (must be chosen on a CPU)
+  --out DIR            where a run or a result goes
+  --debug              show the traceback of an error
+  --version            print the version
+
+Start with:  polyfm demo molecules
+Options of a verb:  polyfm <verb> --help
+Exit codes: 2 usage, 3 data, 4 recipe, 143 stopped by the scheduler"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a verb.
+
+    Args:
+        argv: Words after ``polyfm``.
+
+    Returns:
+        The exit code.
+    """
+    words = [word for word in argv if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else UsageError.exit_code
+    if words[0] == "--version":
+        from polyfm import __version__
+
+        print(__version__)
+        return 0
+    try:
+        verb = words[0]
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"Did you mean `polyfm {near[0]}`?" if near else f"Verbs: {', '.join(VERBS)}"
+            raise UsageError(f"there is no verb {verb!r}", remedy=hint)
+        module = importlib.import_module(f"polyfm.shared.cli.{verb}")
+        module.run(words[1:])
+    except PolyfmError as error:
+        if "--debug" in argv:
+            raise
+        print(f"polyfm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\npolyfm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0

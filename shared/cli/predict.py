@@ -1,0 +1,44 @@
+"""`polyfm predict RUN INPUT --out FILE`: predictions for new items, in the input's order, with their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.errors import UsageError
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``predict``.
+    """
+    parser = Arguments("predict", "Predictions for each item of INPUT, in its order, with its id.")
+    parser.add_argument("run", help="folder of a fine-tuned run, or of an ensemble")
+    parser.add_argument("input", help="file with new items")
+    parser.add_argument("--out", required=True, help="result: .csv or .parquet")
+    ours = parser.parse(words)
+    out = Path(ours.out)
+    if out.suffix not in (".csv", ".parquet"):
+        raise UsageError("the result is a .csv or .parquet file", where=out, remedy="For example --out predictions.csv")
+
+    import pandas as pd
+
+    from polyfm.shared.deployment.ensemble import predict
+
+    predictions = predict(ours.run, ours.input)
+    table = pd.DataFrame({"id": predictions.ids})
+    for i, name in enumerate(predictions.names):
+        table[name] = predictions.values[:, i]
+        if predictions.spread is not None:
+            table[f"{name}_sd"] = predictions.spread[:, i]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        table.to_csv(out, index=False)
+    else:
+        table.to_parquet(out, index=False)
+    print(f"{len(table):,} predictions: {out}")
+    for line in predictions.notes:
+        print(line)

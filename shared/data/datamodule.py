@@ -1,0 +1,262 @@
+"""`DataModule`: reading, splitting, fitting transforms on the training part, and loaders that resume exactly."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from polyfm.shared.data.batch import Batch
+from polyfm.shared.data.manifest import Notices, Quarantine
+from polyfm.shared.data.sampler import BatchSampler, Key, process_group
+from polyfm.shared.data.splits import Splits
+from polyfm.shared.errors import DataError
+
+
+class Samples(Dataset[Any]):
+    """Samples by index, made where the loader asks for them (in its workers).
+
+    Args:
+        make: From the keys of a batch to its samples; random transforms draw from the key.
+        size: How many there are.
+    """
+
+    def __init__(self, make: Callable[[list[Key]], list[Any]], size: int) -> None:
+        self.make, self.size = make, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.make([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        return self.make(keys)
+
+
+class DataModule(L.LightningDataModule):
+    """Base of every domain's data module.
+
+    A domain says how to read, how to fit its transforms, and how to make samples and batches; splits, loaders, the
+    saved state and what a run reports are the same everywhere.
+
+    Args:
+        path: What to read.
+        batch_size: Samples in a step, on each process; with ``token_budget`` the most there may be.
+        token_budget: Most tokens in a step, padding counted; 0 for none.
+        num_workers: Processes that make batches; 0 makes them in the training process.
+        seed: Of splits, order and random transforms.
+    """
+
+    splits: Splits
+    """Which sample belongs to which part; set by `setup`."""
+    quarantine: Quarantine
+    """What could not be read, with reasons; set by `setup`."""
+    notices: Notices
+    """What was read but deserves a word; set by `setup`."""
+
+    def __init__(
+        self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.path, self.batch_size, self.token_budget = path, batch_size, token_budget
+        self.num_workers, self.seed = num_workers, seed
+        self._ready = False
+        self._fitted = False
+        self._parts: dict[str, np.ndarray] = {}
+
+    # What a domain writes -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """Read ``path``, keep the table, set ``quarantine`` and ``notices``, and say which row goes where."""
+
+    @abstractmethod
+    def fit_transforms(self, train: np.ndarray) -> None:
+        """Fit vocabulary, means, tables … on the training part only.
+
+        Args:
+            train: (n,) indices of training samples.
+        """
+
+    @abstractmethod
+    def transforms_state(self) -> dict[str, Any]:
+        """What `fit_transforms` learnt, as primitives: it goes into the checkpoint."""
+
+    @abstractmethod
+    def load_transforms(self, state: dict[str, Any]) -> None:
+        """Take over what another run learnt.
+
+        Args:
+            state: As made by `transforms_state`.
+        """
+
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each sample, for batches of near length."""
+
+    @abstractmethod
+    def make_samples(self, keys: list[Key]) -> list[Any]:
+        """The transformed samples of a batch.
+
+        Args:
+            keys: Which, and in which pass.
+        """
+
+    @abstractmethod
+    def samples_from(self, items: Any) -> list[Any]:
+        """Transformed samples of a user's own items (strings, a path), in their order.
+
+        Args:
+            items: What `polyfm.load(run).embed` was given.
+        """
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """From samples to a batch.
+
+        Args:
+            samples: Transformed.
+        """
+
+    def target_names(self) -> list[str]:
+        """Names of the labels; empty in pre-training."""
+        return []
+
+    def target_values(self, indices: np.ndarray) -> np.ndarray:
+        """(n, tasks) labels in the file's own unit, NaN where missing.
+
+        Args:
+            indices: (n,) samples.
+        """
+        return np.zeros((len(indices), 0))
+
+    def class_names(self) -> list[str]:
+        """Names of classes, where the one label column holds words; labels then are their indices."""
+        return []
+
+    def baselines(self, target: Any) -> dict[str, Callable[[], np.ndarray]]:
+        """Simple methods of the field, trained on the same training part; each returns (n_test, outputs) predictions.
+
+        Args:
+            target: What is predicted; the numbers are in the form of its ``decode``.
+        """
+        return {}
+
+    def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
+        """What the field measures of a pre-trained model on the test part, and the report's panels about it.
+
+        Args:
+            task: Trained.
+        """
+        return {}, []
+
+    # What is the same everywhere ------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read once, split, and fit transforms unless they were loaded."""
+        if self._ready:
+            return
+        self.splits = self.read()
+        self._parts = {name: self.splits.indices(name) for name in ("train", "valid", "test")}
+        if not len(self._parts["train"]):
+            raise DataError("no sample is left for training", where=self.path, remedy="See quarantine.csv")
+        if not self._fitted:
+            self.fit_transforms(self._parts["train"])
+            self._fitted = True
+        self._ready = True
+
+    def part(self, name: str) -> np.ndarray:
+        """(n,) indices of the samples of a part.
+
+        Args:
+            name: train, valid or test.
+        """
+        return self._parts[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be known to embed new items as these were."""
+        return {"transforms": self.transforms_state()} if self._fitted else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's transforms.
+
+        Args:
+            state_dict: As made by `state_dict`.
+        """
+        if "transforms" in state_dict:
+            self.load_transforms(state_dict["transforms"])
+            self._fitted = True
+
+    def loader(self, part: str, *, shuffle: bool) -> StatefulDataLoader:
+        """Batches of a part.
+
+        Args:
+            part: train, valid or test.
+            shuffle: Whether to draw an order.
+        """
+        indices = self.part(part)
+        rank, world = process_group()
+        sampler = BatchSampler(
+            self.lengths()[indices],
+            batch_size=min(self.batch_size, len(indices)),
+            token_budget=self.token_budget,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=shuffle,
+            rank=rank,
+            world=world,
+        )
+        generator = torch.Generator()
+        generator.manual_seed(self.seed)
+        return StatefulDataLoader(
+            Samples(partial(self._make_from, indices), len(indices)),
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=generator,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _make_from(self, indices: np.ndarray, keys: list[Key]) -> list[Any]:
+        return self.make_samples([Key(int(indices[key.index]), key.epoch) for key in keys])
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Shuffled; leaves out what does not fill a batch."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """In the file's order; nothing if there is no validation part."""
+        return self.loader("valid", shuffle=False) if len(self.part("valid")) else []
+
+    def test_dataloader(self) -> Any:
+        """In the file's order; nothing if there is no test part."""
+        return self.loader("test", shuffle=False) if len(self.part("test")) else []
+
+    def batches_from(self, items: Any) -> list[Batch]:
+        """Batches of a user's own items, in their order.
+
+        Args:
+            items: What `samples_from` takes.
+        """
+        samples = self.samples_from(items)
+        size = self.batch_size
+        return [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def summary(self) -> list[str]:
+        """Lines that say what was read, dropped, announced and split."""
+        sizes = ", ".join(f"{len(self.part(name)):,} {name}" for name in ("train", "valid", "test"))
+        return [*self.notices.lines(), *self.quarantine.lines(), f"{self.path}: {sizes}"]
+
+    def source_files(self) -> list[Path]:
+        """Files that were read; their hashes go into the run folder."""
+        return [Path(self.path)]

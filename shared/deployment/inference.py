@@ -1,0 +1,136 @@
+"""A trained run in Python: ``model = polyfm.load(run)``; ``model.embed(items)``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.errors import UsageError
+from polyfm.shared.training.checkpoint import read_checkpoint
+from polyfm.shared.training.run_folder import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions for items, in their order."""
+
+    ids: list[str]
+    """n ids."""
+    names: list[str]
+    """Of the columns: labels, or classes."""
+    values: np.ndarray
+    """(n, columns) in the labels' own unit, or probabilities."""
+
+
+class LoadedModel:
+    """A run's task and data transforms, ready for new items.
+
+    Args:
+        task: With its trained weights.
+        data: With its fitted transforms.
+        folder: The run.
+    """
+
+    def __init__(self, task: L.LightningModule, data: DataModule, folder: RunFolder) -> None:
+        self.task, self.data, self.folder = task.eval(), data, folder
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that can be embedded."""
+        return list(self.task.model.encoders)  # type: ignore[union-attr, arg-type]
+
+    def batches(self, items: Any) -> list[Any]:
+        """Items as batches on the model's device.
+
+        Args:
+            items: A path, or the domain's own items (SMILES strings …).
+        """
+        return [batch.to(self.task.device) for batch in self.data.batches_from(items)]
+
+    @torch.inference_mode()
+    def embed(self, items: Any, modality: str = "", *, projected: bool = False) -> np.ndarray:
+        """One vector per item, in their order.
+
+        Args:
+            items: A path, or the domain's own items (SMILES strings …).
+            modality: Which encoder; the first if empty.
+            projected: The unit vectors of the contrastive space instead of the pooled ones.
+
+        Returns:
+            (n, D) float32; NaN rows for items that lack the modality.
+        """
+        name = modality or self.modalities[0]
+        if name not in self.modalities:
+            raise UsageError(f"this model has no modality {name!r}", remedy=f"Choose one of: {', '.join(self.modalities)}")
+        encoder = self.task.model.encoders[name]  # type: ignore[index, union-attr]
+        if projected and encoder.projection is None:
+            raise UsageError(f"the {name} encoder of this model has no projection")
+        parts = []
+        for batch in self.batches(items):
+            features = encoder(batch[name])
+            vectors = features.projected if projected else features.pooled
+            whole = vectors.new_full((len(batch), vectors.shape[-1]), torch.nan)
+            parts.append(whole.index_copy(0, features.rows, vectors).float().cpu())
+        return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), dtype=np.float32)
+
+    @torch.inference_mode()
+    def predict(self, items: Any) -> Predictions:
+        """Predictions of a fine-tuned model, in the items' order.
+
+        Args:
+            items: A path, or the domain's own items (SMILES strings …).
+        """
+        target = getattr(self.task, "target", None)
+        if target is None:
+            raise UsageError(
+                "this run was pre-trained: it has nothing to predict",
+                where=self.folder.path,
+                remedy="Fine-tune it first, or use `polyfm embed`",
+            )
+        ids: list[str] = []
+        parts = []
+        for batch in self.batches(items):
+            out = self.task.predict_step(batch)
+            ids += out["ids"]
+            parts.append(out["predictions"].cpu().numpy())
+        names = getattr(target, "classes", None) or target.names
+        return Predictions(ids=ids, names=list(names), values=np.concatenate(parts) if parts else np.zeros((0, len(names))))
+
+
+def load(run: str | Path) -> LoadedModel:
+    """A trained run, ready for new items.
+
+    Args:
+        run: Its folder.
+    """
+    from polyfm.shared.training.build import RecipeParser, quiet_libraries
+    from polyfm.shared.training.recipe import Recipe, read_yaml
+
+    quiet_libraries()
+    folder = RunFolder.open(run)
+    recipe = Recipe(name=folder.path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
+    cli = RecipeParser(recipe, recipe.tree)
+    content = read_checkpoint(folder.best)
+    restore(cli.model, cli.datamodule, content)
+    if torch.cuda.is_available():
+        cli.model.cuda()
+    return LoadedModel(cli.model, cli.datamodule, folder)
+
+
+def restore(task: L.LightningModule, data: DataModule, content: dict[str, Any]) -> None:
+    """A checkpoint's weights and transforms into a fresh task and data module.
+
+    Args:
+        task: Filled.
+        data: Filled.
+        content: Of the checkpoint.
+    """
+    task.on_load_checkpoint(content)
+    task.load_state_dict(content["state_dict"])
+    data.load_state_dict(content.get(type(data).__qualname__, {}))

@@ -1,0 +1,55 @@
+"""The exceptions that users see: each says where, what was expected, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PolyfmError(Exception):
+    """Base of every error that a user can cause; printed without a traceback.
+
+    Args:
+        message: What is wrong and what was expected.
+        where: The file, row or key at fault.
+        remedy: What to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
+        self.message, self.where, self.remedy = message, where, remedy
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        """One line: ``where: message. remedy``."""
+        text = f"{self.where}: {self.message}" if self.where is not None else self.message
+        return f"{text.rstrip('.')}. {self.remedy}" if self.remedy else text
+
+
+class UsageError(PolyfmError):
+    """A wrong verb, argument or option on the command line."""
+
+    exit_code = 2
+
+
+class DataError(PolyfmError):
+    """A file, column or value that cannot be read as what it should be."""
+
+    exit_code = 3
+
+
+class RecipeError(PolyfmError):
+    """A recipe with an unknown key, a wrong type or a part that is not allowed."""
+
+    exit_code = 4
+
+
+class MissingExtraError(PolyfmError, ImportError):
+    """A library of an extra is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"this needs {library}, which is not installed", remedy=f"Install it with: pip install 'polyfm[{extra}]'"
+        )

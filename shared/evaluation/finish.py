@@ -1,0 +1,128 @@
+"""What happens when training ends: the best checkpoint is tested, baselines stand beside it, a report is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyfm.shared.evaluation.intervals import bootstrap
+from polyfm.shared.evaluation.report.page import Report
+from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel, data_panel, recipe_panel, target_panels
+from polyfm.shared.tokens.masking import Draw
+from polyfm.shared.training.checkpoint import read_checkpoint
+from polyfm.shared.training.finetune import FinetuneTask
+from polyfm.shared.training.run_folder import RunFolder
+
+
+def finish(cli: Any, folder: RunFolder) -> dict[str, Any]:
+    """Test the best checkpoint, run the baselines, write ``metrics.json`` and ``report.html``.
+
+    Args:
+        cli: Built, trained.
+        folder: The run.
+
+    Returns:
+        The final metrics.
+    """
+    task, data = cli.model, cli.datamodule
+    content = read_checkpoint(folder.best)
+    task.on_load_checkpoint(content)
+    task.load_state_dict(content["state_dict"])
+    task.eval()
+    panels: list[Any] = [curves_panel(folder.curves)]
+    metrics: dict[str, Any] = {}
+    has_test = len(data.part("test")) > 0
+    if isinstance(task, FinetuneTask) and has_test:
+        found, shown = finish_finetune(task, data)
+        metrics |= found
+        panels = [*shown, *panels]
+    elif has_test:
+        metrics |= {f"test/{name}": value for name, value in measure(task, data, "test").items()}
+        found, shown = data.evaluate(task)
+        metrics |= found
+        panels = [*shown, *panels]
+    folder.write_metrics(metrics)
+    panels += [data_panel(data), recipe_panel(folder)]
+    Report(title=cli.recipe.name, subtitle=cli.tree.get("title", ""), panels=panels).write(folder.report)
+    show(metrics)
+    return folder.metrics()
+
+
+def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Metrics of the model and of the baselines on the same test rows, and their panels.
+
+    Args:
+        task: With its best weights.
+        data: Set up.
+    """
+    target: Any = task.target
+    rows = data.part("test")
+    values = data.target_values(rows)
+    predictions = collect(task, data, "test")
+    metrics: dict[str, Any] = {f"test/{name}": value for name, value in target.metrics(predictions, values).items()}
+    low, high = bootstrap(target.metrics, predictions, values, target.primary)
+    metrics |= {f"test/{target.primary}_low": low, f"test/{target.primary}_high": high, "test/rows": len(rows)}
+    for name, method in data.baselines(target).items():
+        found = target.metrics(method(), values)
+        metrics |= {f"baseline/{name}/{key}": value for key, value in found.items()}
+    panels = [baseline_panel(metrics, target), *target_panels(target, predictions, values)]
+    return metrics, panels
+
+
+@torch.inference_mode()
+def collect(task: Any, data: Any, part: str) -> np.ndarray:
+    """(n, outputs) decoded predictions of a part, in the order of its rows.
+
+    Args:
+        task: Fine-tuned.
+        data: Set up.
+        part: train, valid or test.
+    """
+    task.eval()
+    return np.concatenate(
+        [task.predict_step(batch.to(task.device))["predictions"].cpu().numpy() for batch in data.loader(part, shuffle=False)]
+    )
+
+
+@torch.inference_mode()
+def measure(task: Any, data: Any, part: str) -> dict[str, float]:
+    """Metrics of a part: of the labels for a fine-tuned task, the objectives' losses and logs for a pre-trained one.
+
+    Args:
+        task: Trained.
+        data: Set up.
+        part: valid or test.
+    """
+    task.eval()
+    if isinstance(task, FinetuneTask):
+        target: Any = task.target
+        return target.metrics(collect(task, data, part), data.target_values(data.part(part)))
+    sums: dict[str, float] = {}
+    count = 0
+    for batch in data.loader(part, shuffle=False):
+        batch = batch.to(task.device)
+        views = task.answer(batch, Draw(data.seed, -1))
+        count += len(batch)
+        for name, objective in task.objectives.items():
+            output = objective(views, batch)
+            for key, value in {"loss": output.loss, **output.logs}.items():
+                sums[f"{name}/{key}"] = sums.get(f"{name}/{key}", 0.0) + float(value) * len(batch)
+    return {name: value / count for name, value in sums.items()}
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print what matters most: the model's line and each baseline's.
+
+    Args:
+        metrics: By name.
+    """
+    names = [name for name in metrics if name.startswith("test/") and name.count("/") == 1]
+    print()
+    for name in names:
+        print(f"  {name:<34} {metrics[name]:.4g}")
+    rows = sorted({name.split("/")[1] for name in metrics if name.startswith("baseline/")})
+    for row in rows:
+        found = {key.split("/", 2)[2]: value for key, value in metrics.items() if key.startswith(f"baseline/{row}/")}
+        print(f"  baseline {row:<25} " + ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4]))

@@ -1,0 +1,39 @@
+"""Uncertainty of metrics: bootstrap over items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def bootstrap(
+    metric: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    predictions: np.ndarray,
+    values: np.ndarray,
+    name: str,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of a metric over resampled items; resamples where it is undefined are left out.
+
+    Args:
+        metric: From predictions and labels to metrics by name.
+        predictions: (n, outputs).
+        values: (n, tasks).
+        name: Of the metric.
+        resamples: Drawn.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        rows = rng.integers(0, len(values), len(values))
+        value = metric(predictions[rows], values[rows]).get(name)
+        if value is not None:
+            found.append(value)
+    if not found:
+        return float("nan"), float("nan")
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)

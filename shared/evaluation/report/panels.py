@@ -1,0 +1,230 @@
+"""Panels that every domain's report has: curves, metrics beside baselines, predictions, the data, the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polyfm.shared.evaluation.report.figures import COLOURS, figure, svg, table, text
+from polyfm.shared.evaluation.report.page import Panel
+from polyfm.shared.evaluation.retrieval import Retrieval
+from polyfm.shared.training.targets import Binary, MultiClass, Regression, Target
+
+
+def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
+    """Losses and the validation score by step.
+
+    Args:
+        path: metrics.csv of a run.
+        title: Of the panel.
+    """
+    if not path.is_file():
+        return Panel(title=title, body="<p>No curves were written.</p>")
+    frame = pd.read_csv(path)
+    losses = [name for name in frame if name.startswith("train/") and name.endswith("loss")]
+    watched = [name for name in frame if name.startswith("valid/") and (name.endswith("loss") or name == "valid/score")]
+    drawn, axes = figure(10.5, 3.3, columns=2)
+    for ax, names, label in ((axes[0], losses, "training"), (axes[1], watched, "validation")):
+        for i, name in enumerate(names):
+            series = frame[["step", name]].dropna()
+            if series.empty:
+                continue
+            x, y = series["step"].to_numpy(), series[name].to_numpy()
+            colour = COLOURS[i % len(COLOURS)]
+            short = name.split("/", 1)[1]
+            if label == "training" and len(y) > 40:
+                ax.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
+                smooth = series[name].ewm(span=max(len(y) // 20, 2)).mean()
+                ax.plot(x, smooth, color=colour, linewidth=1.6, label=short)
+            else:
+                ax.plot(x, y, color=colour, linewidth=1.6, label=short, marker="." if len(y) < 30 else None)
+        ax.set_xlabel("step", fontsize=9)
+        ax.set_title(label, fontsize=10, loc="left")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, frameon=False)
+    return Panel(title=title, body=svg(drawn), wide=True)
+
+
+def baseline_panel(metrics: dict[str, Any], target: Target) -> Panel:
+    """The model and its baselines on the same test rows; the best row is bold, whoever it is.
+
+    Args:
+        metrics: Final ones.
+        target: What is predicted.
+    """
+    rows = {"this model": {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("test/")}}
+    for key, value in metrics.items():
+        if key.startswith("baseline/"):
+            _, name, metric = key.split("/", 2)
+            rows.setdefault(name, {})[metric] = value
+    columns = [name for name in rows["this model"] if "/" not in name and not name.endswith(("_low", "_high")) and name != "rows"]
+    sign = 1 if target.higher_is_better else -1
+    ranked = sorted(rows, key=lambda name: -sign * rows[name].get(target.primary, -sign * np.inf))
+    classes = [f"{'best' if i == 0 else ''} {'ours' if name == 'this model' else ''}".strip() for i, name in enumerate(ranked)]
+    cells = [[name, *(float(rows[name].get(column, np.nan)) for column in columns)] for name in ranked]
+    low, high = metrics.get(f"test/{target.primary}_low"), metrics.get(f"test/{target.primary}_high")
+    note = f"{metrics.get('test/rows', 0):,} test rows, the same for all; sorted by {target.primary}, best first."
+    if low is not None and high is not None:
+        note += f" This model's {target.primary}: 95 % bootstrap interval {low:.3g} to {high:.3g}."
+    return Panel(title="Test metrics beside baselines", body=table(["", *columns], cells, classes), note=note, wide=True)
+
+
+def target_panels(target: Target, predictions: np.ndarray, values: np.ndarray) -> list[Panel]:
+    """Pictures of predictions against measurements, by kind of label.
+
+    Args:
+        target: What is predicted.
+        predictions: (n, outputs), decoded.
+        values: (n, tasks).
+    """
+    if isinstance(target, Regression):
+        return [measured_panel(target.names[0], predictions[:, 0], values[:, 0])]
+    if isinstance(target, Binary):
+        return [reliability_panel(target.names[0], predictions[:, 0], values[:, 0])]
+    if isinstance(target, MultiClass):
+        return [confusion_panel(target.classes, predictions, values[:, 0])]
+    return []
+
+
+def measured_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Panel:
+    """Predicted against measured.
+
+    Args:
+        name: Of the label.
+        predictions: (n,) own unit.
+        values: (n,) own unit, NaN where missing.
+    """
+    given = ~np.isnan(values)
+    p, y = predictions[given], values[given]
+    drawn, ax = figure(5.2, 4.6)
+    low, high = min(p.min(), y.min()), max(p.max(), y.max())
+    ax.plot([low, high], [low, high], color="#57606a", linewidth=1, linestyle="--")
+    ax.scatter(y, p, s=16, alpha=0.6, color=COLOURS[0], linewidths=0, rasterized=len(p) > 2000)
+    ax.set_xlabel(f"measured {name}", fontsize=9)
+    ax.set_ylabel(f"predicted {name}", fontsize=9)
+    return Panel(title="Predicted against measured", body=svg(drawn), note="Test part. On the dashed line the two agree.")
+
+
+def reliability_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Panel:
+    """Reliability diagram: said probability against observed frequency.
+
+    Args:
+        name: Of the label.
+        predictions: (n,) probabilities.
+        values: (n,) 0 or 1, NaN where missing.
+    """
+    given = ~np.isnan(values)
+    p, y = predictions[given], values[given]
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, 11))) if len(p) else np.array([0.0, 1.0])
+    owner = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, max(len(edges) - 2, 0))
+    said = [p[owner == b].mean() for b in range(len(edges) - 1) if (owner == b).any()]
+    seen = [y[owner == b].mean() for b in range(len(edges) - 1) if (owner == b).any()]
+    drawn, ax = figure(5.2, 4.6)
+    ax.plot([0, 1], [0, 1], color="#57606a", linewidth=1, linestyle="--")
+    ax.plot(said, seen, marker="o", color=COLOURS[0])
+    ax.set_xlabel(f"predicted probability of {name}", fontsize=9)
+    ax.set_ylabel("observed frequency", fontsize=9)
+    return Panel(title="Reliability", body=svg(drawn), note="Test part, ten groups of equal size.")
+
+
+def confusion_panel(classes: list[str], predictions: np.ndarray, values: np.ndarray) -> Panel:
+    """Confusion matrix, rows normalised.
+
+    Args:
+        classes: Names.
+        predictions: (n, classes) probabilities.
+        values: (n,) class indices, NaN where missing.
+    """
+    given = ~np.isnan(values)
+    y, said = values[given].astype(int), predictions[given].argmax(-1)
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (y, said), 1)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    drawn, ax = figure(5.4, 4.8)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ax.grid(visible=False)
+    ax.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+    ax.set_yticks(range(len(classes)), classes, fontsize=8)
+    ax.set_xlabel("predicted", fontsize=9)
+    ax.set_ylabel("true", fontsize=9)
+    return Panel(title="Confusion", body=svg(drawn), note="Test part; each row sums to one.")
+
+
+def retrieval_table(found: dict[str, Retrieval]) -> str:
+    """Recall at 1, 5, 10 with intervals, MRR and the chance line, as HTML.
+
+    Args:
+        found: By direction.
+    """
+    rows: list[list[Any]] = []
+    for name, result in found.items():
+        row: list[Any] = [name, result.pool]
+        for k in (1, 5, 10):
+            low, high = result.interval(k)
+            row.append(f"{result.recall(k):.1%} ({low:.1%} to {high:.1%})")
+        rows.append([*row, result.mrr])
+    pool = next(iter(found.values())).pool
+    chance = Retrieval(ranks=np.arange(1, pool + 1), top=np.zeros((0, 0), dtype=np.int64), pool=pool)
+    rows.append(["chance", pool, *(f"{chance.chance(k):.1%}" for k in (1, 5, 10)), chance.mrr])
+    return table(["direction", "pool", "R@1 (95 %)", "R@5 (95 %)", "R@10 (95 %)", "MRR"], rows)
+
+
+def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str, seed: int = 0) -> Panel:
+    """A two-dimensional map of embeddings (t-SNE on 50 principal components), coloured in several ways.
+
+    Args:
+        vectors: (n, D).
+        colours: By title: (n,) names, of which the eight most frequent get a colour, or numbers.
+        title: Of the panel.
+        seed: Of t-SNE.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    reduced = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
+    perplexity = min(30.0, max((len(vectors) - 1) / 3, 1.0))
+    flat = TSNE(random_state=seed, perplexity=perplexity, init="pca", max_iter=500).fit_transform(reduced)
+    drawn, axes = figure(5.2 * len(colours), 4.6, columns=len(colours))
+    for ax, (name, labels) in zip(np.atleast_1d(axes), colours.items(), strict=True):
+        ax.grid(visible=False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(name, fontsize=10, loc="left")
+        if np.issubdtype(labels.dtype, np.number):
+            points = ax.scatter(*flat.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
+            drawn.colorbar(points, ax=ax)
+            continue
+        names, counts = np.unique(labels, return_counts=True)
+        common = names[np.argsort(-counts, kind="stable")][:8]
+        rest = ~np.isin(labels, common)
+        ax.scatter(*flat[rest].T, s=7, color="#d0d7de", linewidths=0, rasterized=True, label="others" if rest.any() else None)
+        for i, label in enumerate(common):
+            ax.scatter(
+                *flat[labels == label].T, s=9, color=COLOURS[i], linewidths=0, rasterized=True, label=str(label)[:28]
+            )
+        ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+    return Panel(title=title, body=svg(drawn), note="t-SNE on 50 principal components: near is alike, far means little.", wide=True)
+
+
+def data_panel(data: Any) -> Panel:
+    """What was read, dropped and split.
+
+    Args:
+        data: Set up.
+    """
+    lines = "".join(f"<p>{text(line)}</p>" for line in data.summary())
+    return Panel(title="Data", body=lines, note="Every dropped row stands in quarantine.csv with its reason.")
+
+
+def recipe_panel(folder: Any) -> Panel:
+    """The recipe as it was run.
+
+    Args:
+        folder: The run.
+    """
+    body = f"<details><summary>recipe.yaml</summary><pre>{text(folder.recipe.read_text())}</pre></details>"
+    resume = f"<p><code>polyfm fit --resume {text(folder.path)}</code> continues this run.</p>"
+    return Panel(title="Recipe", body=resume + body, note="Versions, commit and data hashes: environment.json.")

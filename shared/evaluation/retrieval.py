@@ -1,0 +1,79 @@
+"""Retrieval between two modalities: recall at k, mean reciprocal rank, with bootstrap intervals and the chance line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Ranks of the right answers, and what follows from them."""
+
+    ranks: np.ndarray
+    """(n,) rank of the best right answer per query, 1 is best; ties count against us (the mean rank of the tie)."""
+    top: np.ndarray
+    """(n, k) indices of the best candidates per query, for pictures."""
+    pool: int
+    """Candidates."""
+
+    def recall(self, k: int) -> float:
+        """Share of queries whose right answer is among the best k.
+
+        Args:
+            k: Answers looked at.
+        """
+        return float(np.mean(self.ranks <= k))
+
+    @property
+    def mrr(self) -> float:
+        """Mean reciprocal rank."""
+        return float(np.mean(1.0 / self.ranks))
+
+    def chance(self, k: int) -> float:
+        """Recall at k of random answers.
+
+        Args:
+            k: Answers looked at.
+        """
+        return min(k / self.pool, 1.0)
+
+    def interval(self, k: int, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval of recall at k.
+
+        Args:
+            k: Answers looked at.
+            resamples: Drawn.
+            seed: Of the draws.
+        """
+        hits = (self.ranks <= k).astype(float)
+        rng = np.random.default_rng(seed)
+        means = hits[rng.integers(0, len(hits), (resamples, len(hits)))].mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(low), float(high)
+
+
+def retrieve(queries: np.ndarray, candidates: np.ndarray, groups: np.ndarray | None = None, k: int = 5) -> Retrieval:
+    """Rank candidates for each query by dot product; candidate i is right for query i, as is all of its group.
+
+    Args:
+        queries: (n, d).
+        candidates: (n, d), row i belonging to query i.
+        groups: (n,) items with equal groups are one another's right answers; all different if None.
+        k: Best candidates to keep.
+    """
+    n = len(queries)
+    groups = np.arange(n) if groups is None else groups
+    ranks = np.empty(n)
+    top = np.empty((n, min(k, n)), dtype=np.int64)
+    for start in range(0, n, 1024):  # never an n×n matrix at once
+        scores = queries[start : start + 1024] @ candidates.T
+        right = groups[start : start + 1024, None] == groups
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+        wrong = ~right
+        above = (wrong & (scores > best)).sum(axis=1)
+        tied = (wrong & (scores == best)).sum(axis=1)
+        ranks[start : start + 1024] = 1 + above + tied / 2
+        top[start : start + 1024] = np.argsort(-scores, axis=1, kind="stable")[:, : top.shape[1]]
+    return Retrieval(ranks=ranks, top=top, pool=n)

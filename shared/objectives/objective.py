@@ -1,0 +1,166 @@
+"""Objectives ask for views; the task answers. The protocol between the two.
+
+An objective declares the views it needs. The task takes the union over all objectives, runs each distinct view once,
+and passes a read-only mapping; the objective's code then reads like the paper's equation::
+
+    a, b = views[clean("smiles")].projected, views[clean("properties")].projected
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
+from polyfm.shared.backbones.masks import FULL, MaskSpec
+from polyfm.shared.data.batch import Batch
+from polyfm.shared.data.carrier import Carrier
+from polyfm.shared.tokens.masking import Corruption
+from polyfm.shared.tokens.tokens import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A request: this modality, seen so. Equal requests are run once."""
+
+    modality: str
+    """Which encoder."""
+    corruption: Corruption | None = None
+    """What is hidden from it. Views of one modality with equal corruptions hide the same items."""
+    mask: MaskSpec = FULL
+    """Who sees whom, in the encoder and in the fusion."""
+    depth: int | None = None
+    """Only the first so many blocks."""
+    weights: Literal["online", "teacher"] = "online"
+    """Trained weights, or their moving average (run without gradient)."""
+    context: View | None = None
+    """If given, the tokens then go through the fusion, attending to this view's tokens. Rows: those that have both."""
+
+    @property
+    def unfused(self) -> View:
+        """The same view before the fusion."""
+        return dataclasses.replace(self, context=None)
+
+
+def clean(modality: str) -> View:
+    """The plain view of a modality."""
+    return View(modality)
+
+
+def teacher(view: View) -> View:
+    """The same view, seen by the moving average of the weights."""
+    context = None if view.context is None else teacher(view.context)
+    return dataclasses.replace(view, weights="teacher", context=context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far the run is; for ramps."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: float = 0.0
+    """Passes over the data done, fractional."""
+
+
+class Views(Mapping[View, Features]):
+    """The answers, read only.
+
+    Args:
+        features: By view.
+        model: Encodes and fuses; for objectives that re-pair rows (matching).
+        progress: How far the run is.
+    """
+
+    def __init__(self, features: Mapping[View, Features], model: MultimodalModel, progress: Progress) -> None:
+        self._features = features
+        self.model = model
+        self.progress = progress
+
+    def __getitem__(self, view: View) -> Features:
+        return self._features[view]
+
+    def __iter__(self) -> Iterator[View]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+
+class ObjectiveOutput(Carrier):
+    """What an objective returns."""
+
+    loss: Tensor
+    """() to be minimised; connected to every view asked for, exactly 0 with zero gradients if no item took part."""
+    logs: dict[str, Tensor]
+    """() each, detached: what a user wants to see in the curves."""
+
+
+class Objective(nn.Module):
+    """Base of objectives.
+
+    Heads are built in `build`, from the encoders: width and vocabulary stay written once in a recipe.
+    """
+
+    coupled: bool = False
+    """Whether items of a batch act on one another's loss (contrastive, matching), or each stands alone."""
+
+    def build(self, encoders: Mapping[str, Encoder]) -> None:
+        """Make the heads; called once by the task, before training.
+
+        Args:
+            encoders: The model's encoders by modality.
+        """
+
+    def needs(self) -> set[View]:
+        """The views that `forward` reads."""
+        raise TypeError(f"{type(self).__name__} does not say what it needs")
+
+    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
+        """The loss.
+
+        Args:
+            views: Every view asked for.
+            batch: What they were made from.
+        """
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def update(self, views: Views) -> None:
+        """Change own state (a queue) after the backward pass of a training step.
+
+        Args:
+            views: As given to `forward`.
+        """
+
+
+def paired(a: Features, b: Features) -> tuple[Tensor, Tensor]:
+    """Rows present in both.
+
+    Args:
+        a: Features of one modality.
+        b: Features of another.
+
+    Returns:
+        (n,) indices into ``a`` and (n,) indices into ``b``, of the same items in ascending order.
+    """
+    index_b = torch.searchsorted(b.rows, a.rows).clamp(max=max(len(b.rows) - 1, 0))
+    if not len(b.rows):
+        return a.rows[:0], a.rows[:0]
+    match = b.rows[index_b] == a.rows
+    return match.nonzero()[:, 0], index_b[match]
+
+
+def mean_over(losses: Tensor, anchors: Tensor) -> Tensor:
+    """Mean loss of the items that took part; exactly 0, yet connected, when none did.
+
+    Args:
+        losses: (n,) one loss per item.
+        anchors: Any tensor of the graph that must receive a (zero) gradient when n = 0.
+    """
+    if not losses.numel():
+        return anchors.sum() * 0.0
+    return losses.mean()

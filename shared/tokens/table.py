@@ -1,0 +1,44 @@
+"""Rows of numbers to tokens: descriptors, clinical tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from polyfm.shared.data.batch import Values
+from polyfm.shared.tokens.embedder import Embedder
+from polyfm.shared.tokens.tokens import Tokens
+
+
+class ValueTokens(Embedder):
+    """One token per column: Linear(1, D) of the value, or a learned vector where it is unknown; [CLS] first (SPMM).
+
+    The column is told by its position, as in SPMM: every column shares the linear layer.
+
+    Args:
+        width: D.
+        columns: P.
+        dropout: After the LayerNorm.
+        eps: Of the LayerNorm.
+    """
+
+    def __init__(self, width: int, columns: int, dropout: float = 0.1, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.columns = columns
+        self.value = nn.Linear(1, width)
+        self.unknown = nn.Parameter(torch.zeros(width))
+        self.cls = nn.Parameter(torch.zeros(width))
+        self.column = nn.Embedding(columns + 1, width)
+        for parameter in (self.unknown, self.cls, self.column.weight):
+            nn.init.normal_(parameter, std=0.02)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, batch: Values) -> Tokens:
+        """See `Embedder.forward`."""
+        values = self.value(batch.values[..., None])
+        values = torch.where(batch.known[..., None], values, self.unknown)
+        x = torch.cat([self.cls.expand(len(values), 1, -1), values], dim=1) + self.column.weight
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])[..., None]
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return Tokens(x=self.dropout(self.norm(x)), positions=positions, mask=mask, prefix=1)

@@ -1,0 +1,183 @@
+"""`FinetuneTask`: pre-trained encoders and a head on a user's labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
+from polyfm.shared.data.batch import Batch
+from polyfm.shared.errors import RecipeError
+from polyfm.shared.training.optim import AdamW, prepare_blocks
+from polyfm.shared.training.stages import Stage, StageSwitch
+from polyfm.shared.training.targets import Target, fit_target, target_from_state
+
+
+class FinetuneTask(L.LightningModule):
+    """Supervised training. The head is made when the labels are known, from the training part only.
+
+    Args:
+        encoders: By modality; pooled vectors stand side by side, zeros where an item lacks a modality.
+        kind: regression, binary, multiclass, or auto (from the labels).
+        hidden: Inner width of the head; 0 for a linear head.
+        dropout: In the head.
+        train_blocks: Blocks of each encoder that are trained, from the top: -1 all and the embedder (full), 0 none
+            (frozen), k the last k (partial).
+        optimizer: Optimiser and schedule.
+        recompute: Recompute activations in the backward pass instead of keeping them.
+        compile: Compile each block.
+        stages: What is trained when, by name, in order; as ``train_blocks`` says all the time if empty.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        kind: str = "auto",
+        hidden: int = 0,
+        dropout: float = 0.1,
+        train_blocks: int = -1,
+        optimizer: AdamW = AdamW(),  # noqa: B008 - immutable
+        recompute: bool = False,
+        compile: bool = False,
+        stages: dict[str, Stage] = {},  # noqa: B006 - read only
+    ) -> None:
+        super().__init__()
+        self.model = MultimodalModel(encoders)
+        self.kind, self.hidden, self.dropout, self.optimizer = kind, hidden, dropout, optimizer
+        self.train_blocks, self.stages = train_blocks, stages
+        self.head: nn.Module = nn.Identity()
+        self.target: Target | None = None
+        freeze(encoders, train_blocks)
+        prepare_blocks(self, recompute=recompute, compile=compile)
+        self._collected: list[tuple[Tensor, Tensor]] = []
+
+    def setup(self, stage: str) -> None:
+        """Make the head from the training labels."""
+        if self.target is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            train = data.part("train")
+            self.set_target(fit_target(self.kind, data.target_names(), data.target_values(train), data.class_names()))
+
+    def set_target(self, target: Target) -> None:
+        """Take a target and make its head.
+
+        Args:
+            target: What is predicted.
+        """
+        width = sum(encoder.width for encoder in self.model.encoders.values())  # type: ignore[misc]
+        self.target = target
+        layers: list[nn.Module] = [nn.Dropout(self.dropout)]
+        if self.hidden:
+            layers += [nn.Linear(width, self.hidden), nn.GELU(), nn.Dropout(self.dropout)]
+        self.head = nn.Sequential(*layers, nn.Linear(self.hidden or width, target.outputs)).to(self.device)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, D) pooled vectors of all modalities side by side.
+
+        Args:
+            batch: The items.
+        """
+        parts = []
+        for name, encoder in self.model.encoders.items():
+            features = encoder(batch[name])
+            whole = features.pooled.new_zeros(len(batch), features.pooled.shape[-1])
+            parts.append(whole.index_copy(0, features.rows, features.pooled))
+        return torch.cat(parts, dim=-1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, outputs) of the head, before decoding.
+
+        Args:
+            batch: The items.
+        """
+        return self.head(self.embed(batch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step."""
+        loss = self._target.loss(self(batch), batch.targets["labels"])
+        self.log("train/loss", loss.detach(), batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions; metrics are over the whole part."""
+        outputs, values = self(batch), batch.targets["labels"]
+        self.log("valid/loss", self._target.loss(outputs, values), batch_size=len(batch), sync_dist=True)
+        self._collected.append((self._target.decode(outputs).float().cpu(), values.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose thresholds and log metrics."""
+        predictions, values = self._drain()
+        if not self.trainer.sanity_checking:
+            self._target.choose(predictions, values)
+        self._log_metrics("valid", predictions, values)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions."""
+        self._collected.append((self._target.decode(self(batch)).float().cpu(), batch.targets["labels"].cpu()))
+
+    def on_test_epoch_end(self) -> None:
+        """Log metrics, at the thresholds that validation chose."""
+        self._log_metrics("test", *self._drain())
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
+        """Predictions in the labels' own unit, or probabilities."""
+        return {"ids": batch.ids, "predictions": self._target.decode(self(batch)).float()}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up, cosine decay and layer-wise rates."""
+        return self.optimizer(self, int(self.trainer.estimated_stepping_batches), self.stages)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The stages, if there are any."""
+        return [StageSwitch(self.stages)] if self.stages else []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The target goes along, as primitives."""
+        checkpoint["target"] = self._target.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the head before its weights are loaded."""
+        self.set_target(target_from_state(checkpoint["target"]))
+
+    @property
+    def _target(self) -> Target:
+        if self.target is None:
+            raise RecipeError("the task has no target yet: it is made from the training labels in setup()")
+        return self.target
+
+    def _drain(self) -> tuple[np.ndarray, np.ndarray]:
+        predictions, values = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        self._collected.clear()
+        return predictions, values
+
+    def _log_metrics(self, stage: str, predictions: np.ndarray, values: np.ndarray) -> None:
+        target = self._target
+        found = target.metrics(predictions, values)
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, rank_zero_only=True)
+        if target.primary in found:
+            sign = 1.0 if target.higher_is_better else -1.0
+            # One name and one direction for whatever is predicted: early stopping and the best checkpoint watch this.
+            self.log(f"{stage}/score", sign * found[target.primary], prog_bar=True, rank_zero_only=True)
+
+
+def freeze(encoders: dict[str, Encoder], train_blocks: int) -> None:
+    """Leave only the last blocks of each encoder trainable.
+
+    Args:
+        encoders: By modality.
+        train_blocks: -1 all and the embedder, 0 none, k the last k blocks and the final norm.
+    """
+    for encoder in encoders.values():
+        if encoder.projection is not None:
+            encoder.projection.requires_grad_(False)  # the head reads the pooled vector before the projection
+        if train_blocks < 0:
+            continue
+        encoder.requires_grad_(False)
+        if train_blocks:
+            encoder.backbone.norm.requires_grad_(True)
+            for block in list(encoder.backbone.blocks)[-train_blocks:]:
+                block.requires_grad_(True)

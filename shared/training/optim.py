@@ -1,0 +1,135 @@
+"""AdamW with warm-up and cosine decay, layer-wise rates, moving averages, and switches on blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyfm.shared.backbones.block import Block
+from polyfm.shared.backbones.transformer import Transformer
+from polyfm.shared.training.stages import Stage
+
+
+class AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with linear warm-up, then cosine decay (arXiv 1608.03983).
+
+    Biases, norms and other parameters with fewer than two dimensions are not decayed.
+
+    Args:
+        lr: Peak learning rate.
+        weight_decay: Of weights with two or more dimensions.
+        betas: Decay of the moments.
+        warmup: Share of the run's steps that the rate rises linearly.
+        floor: Last learning rate, as a share of the peak.
+        layer_decay: Rate of a block relative to the one above it; 1 for equal rates (ELECTRA, BEiT use 0.65 to 0.9).
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        weight_decay: float = 0.02,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.05,
+        floor: float = 0.1,
+        layer_decay: float = 1.0,
+    ) -> None:
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.warmup, self.floor, self.layer_decay = warmup, floor, layer_decay
+
+    def __call__(self, module: nn.Module, total_steps: int, stages: Mapping[str, Stage] = {}) -> dict[str, Any]:  # noqa: B006
+        """Optimiser and schedule in Lightning's form.
+
+        Args:
+            module: Whose parameters are optimised.
+            total_steps: Of the run, for the schedule.
+            stages: May train what is frozen at first, and set rates of their own.
+        """
+        groups = self.groups(module, stages)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self.factor(total_steps)] * len(groups))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """Rate at a step, as a share of the peak.
+
+        Args:
+            total_steps: Of the run.
+        """
+        warm = max(round(self.warmup * total_steps), 1)
+
+        def at(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            done = min((step - warm) / max(total_steps - warm, 1), 1.0)
+            return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+        return at
+
+    def groups(self, module: nn.Module, stages: Mapping[str, Stage] = {}) -> list[dict[str, Any]]:  # noqa: B006
+        """Parameter groups: equal decay, depth and rates in every stage.
+
+        Args:
+            module: Whose parameters are grouped; frozen ones are left out unless a stage trains them.
+            stages: By name.
+        """
+        depth = _depths(module)
+        top = max(depth.values(), default=0)
+        groups: dict[Any, dict[str, Any]] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad and not any(stage.trains(name) for stage in stages.values()):
+                continue
+            if name.startswith("teacher."):
+                continue
+            decay = self.weight_decay if parameter.ndim >= 2 else 0.0
+            rate = self.lr * self.layer_decay ** (top - depth.get(name, top))
+            key = (decay, rate, *(stage.rate(name) for stage in stages.values()))
+            fresh = {"params": [], "weight_decay": decay, "lr": rate, "base_lr": rate, "example": name}
+            groups.setdefault(key, fresh)["params"].append(parameter)
+        return list(groups.values())
+
+
+def _depths(module: nn.Module) -> dict[str, int]:
+    """Depth of each parameter inside an encoder: 0 embedder, i + 1 block i, then the final norm; heads have none."""
+    depths: dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        if isinstance(part, Transformer):
+            owner = prefix.rsplit(".", 1)[0]
+            depths |= {name: 0 for name, _ in module.named_parameters() if name.startswith(f"{owner}.embedder.")}
+            for i, block in enumerate(part.blocks):
+                depths |= {f"{prefix}.blocks.{i}.{name}": i + 1 for name, _ in block.named_parameters()}
+            depths |= {f"{prefix}.norm.{name}": len(part.blocks) + 1 for name, _ in part.norm.named_parameters()}
+    return depths
+
+
+def prepare_blocks(module: nn.Module, *, recompute: bool, compile: bool) -> None:
+    """Set switches on every block at once.
+
+    Args:
+        module: Holds the blocks.
+        recompute: Recompute activations in the backward pass instead of keeping them (less memory, about a third slower).
+        compile: Compile each block; all blocks of a stack share one compilation.
+    """
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.recompute = recompute
+        if compile and isinstance(part, Block):
+            part.compile(dynamic=True)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, module: nn.Module, momentum: float) -> None:
+    """average ← m · average + (1 − m) · module, parameters only; buffers are copied.
+
+    Args:
+        average: Moved.
+        module: Followed.
+        momentum: m.
+    """
+    ours, theirs = list(average.parameters()), list(module.parameters())
+    torch._foreach_lerp_(ours, theirs, 1.0 - momentum)
+    for buffer, other in zip(average.buffers(), module.buffers(), strict=True):
+        buffer.copy_(other)

@@ -1,0 +1,143 @@
+"""`PretrainTask`: encoders, a fusion and objectives under one loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from polyfm.shared.backbones.encoder import Encoder, Fusion, MultimodalModel
+from polyfm.shared.data.batch import Batch
+from polyfm.shared.objectives.objective import Objective, Progress, View, Views
+from polyfm.shared.tokens.masking import Draw
+from polyfm.shared.training.gradients import GradientPolicy
+from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks
+from polyfm.shared.training.stages import Stage, StageSwitch
+from polyfm.shared.training.views import answer
+
+
+class PretrainTask(L.LightningModule):
+    """Self-supervised training: the objectives ask for views, the task answers each once and adds the losses.
+
+    Args:
+        encoders: By modality; they always run, also on zero rows.
+        objectives: By a name for the curves.
+        fusion: From the tokens of one modality to tokens informed by another's.
+        gradients: How the losses become one.
+        optimizer: Optimiser and schedule.
+        momentum: Of the teacher (moving average of the weights); one is kept if an objective asks for it.
+        recompute: Recompute activations in the backward pass instead of keeping them.
+        compile: Compile each block.
+        stages: What is trained when, by name, in order; all of it all the time if empty.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        objectives: dict[str, Objective],
+        fusion: Fusion = Fusion(),  # noqa: B008 - the base has no state
+        gradients: GradientPolicy = GradientPolicy(),  # noqa: B008 - plain sum
+        optimizer: AdamW = AdamW(),  # noqa: B008 - immutable
+        momentum: float = 0.995,
+        recompute: bool = False,
+        compile: bool = False,
+        stages: dict[str, Stage] = {},  # noqa: B006 - read only
+    ) -> None:
+        super().__init__()
+        self.model = MultimodalModel(encoders, fusion)
+        self.objectives = nn.ModuleDict(objectives)
+        for objective in objectives.values():
+            objective.build(encoders)
+        self.gradients, self.optimizer, self.momentum, self.stages = gradients, optimizer, momentum, stages
+        self.needs: set[View] = set().union(*(objective.needs() for objective in objectives.values()))
+        self.teacher: MultimodalModel | None = None
+        if any(view.weights == "teacher" for view in self.needs):
+            self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+        prepare_blocks(self, recompute=recompute, compile=compile)
+        self._views: Views | None = None
+
+    def answer(self, batch: Batch, draw: Draw, progress: Progress | None = None) -> Views:
+        """Every view that the objectives ask for.
+
+        Args:
+            batch: The items.
+            draw: Random numbers of this pass.
+            progress: How far the run is.
+        """
+        return answer(self.needs, batch, self.model, self.teacher, draw, progress or Progress())
+
+    def losses(self, views: Views, batch: Batch, stage: str) -> Tensor:
+        """The total loss; each objective's loss and logs go to the curves as ``stage/objective/name``.
+
+        Args:
+            views: Answers.
+            batch: The items.
+            stage: train, valid or test.
+        """
+        outputs = {name: objective(views, batch) for name, objective in self.objectives.items()}
+        total = self.gradients({name: output.loss for name, output in outputs.items()})
+        logs = {f"{stage}/{name}/loss": output.loss.detach() for name, output in outputs.items()}
+        for name, output in outputs.items():
+            logs |= {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
+        self.log_dict(logs, batch_size=len(batch), on_step=stage == "train", on_epoch=stage != "train", sync_dist=True)
+        self.log(
+            f"{stage}/loss",
+            total.detach(),
+            batch_size=len(batch),
+            prog_bar=True,
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+            sync_dist=True,
+        )
+        return total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step."""
+        batches = max(self.trainer.num_training_batches, 1)
+        progress = Progress(step=self.global_step, epoch=self.current_epoch + batch_idx / batches)
+        self._views = self.answer(batch, Draw(self.seed, self.current_epoch), progress)
+        return self.losses(self._views, batch, "train")
+
+    def on_after_backward(self) -> None:
+        """Queues take in this step's features."""
+        if self._views is not None:
+            for objective in self.objectives.values():
+                objective.update(self._views)  # type: ignore[operator]
+            self._views = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """The teacher follows, once per optimiser step."""
+        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if self.teacher is not None and (stepped or self.trainer.is_last_batch):
+            move_average(self.teacher, self.model, self.momentum)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses under corruptions that are the same every time."""
+        self.losses(self.answer(batch, Draw(self.seed, -1), Progress(self.global_step, 1.0)), batch, "valid")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As validation."""
+        self.losses(self.answer(batch, Draw(self.seed, -1), Progress(self.global_step, 1.0)), batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
+        """Pooled and projected vectors of every modality that is there."""
+        out = {}
+        for name, encoder in self.model.encoders.items():
+            features = encoder(batch[name])
+            out[name] = {"rows": features.rows, "pooled": features.pooled, "projected": features.projected}
+        return out
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine decay."""
+        return self.optimizer(self, int(self.trainer.estimated_stepping_batches), self.stages)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The stages, if there are any."""
+        return [StageSwitch(self.stages)] if self.stages else []
+
+    @property
+    def seed(self) -> int:
+        """Of corruptions: the data module's, so that one number decides a run."""
+        return int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]

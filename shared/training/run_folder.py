@@ -1,0 +1,185 @@
+"""`RunFolder`: everything that a run leaves behind, in one place, under the same names for every domain."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.manifest import sha256_file
+from polyfm.shared.errors import UsageError
+
+LIBRARIES = ("polyfm", "torch", "lightning", "jsonargparse", "numpy", "pandas", "scikit-learn", "rdkit", "torchdata")
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: Of the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """A fresh folder; one that already holds a run is refused, never shared.
+
+        Args:
+            path: Of the folder, made if need be.
+        """
+        run = cls(path)
+        if run.path.is_file():
+            raise UsageError("this is a file, not a folder for a run", where=run.path, remedy="Choose another --out")
+        if run.recipe.exists() or run.checkpoints.exists():
+            raise UsageError(
+                "this folder already holds a run",
+                where=run.path,
+                remedy=f"Continue it with `polyfm fit --resume {run.path}`, or choose another --out",
+            )
+        run.path.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Args:
+            path: Of its folder.
+        """
+        run = cls(path)
+        if not run.recipe.is_file():
+            raise UsageError(
+                "this is not the folder of a run (it has no recipe.yaml)",
+                where=path,
+                remedy="Give the folder that `polyfm fit ... --out` wrote",
+            )
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``last.ckpt`` and ``best.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint to use: the best on validation data, else the last."""
+        for name in ("best.ckpt", "last.ckpt"):
+            if (self.checkpoints / name).is_file():
+                return self.checkpoints / name
+        raise UsageError(
+            "this run has no checkpoint yet", where=self.path, remedy=f"Continue it: polyfm fit --resume {self.path}"
+        )
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, to resume from."""
+        path = self.checkpoints / "last.ckpt"
+        return path if path.is_file() else self.best
+
+    def write_recipe(self, tree: dict[str, Any]) -> None:
+        """Keep the resolved recipe.
+
+        Args:
+            tree: As from the parser.
+        """
+        header = "# The recipe as it was run: defaults, size and options applied.\n"
+        self.recipe.write_text(header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    def write_data(self, data: DataModule) -> None:
+        """Keep splits, quarantine, and what the data were.
+
+        Args:
+            data: After its setup.
+        """
+        data.splits.to_csv(self.path / "splits.csv")
+        data.quarantine.to_csv(self.path / "quarantine.csv")
+        self.write_environment({"data": {str(file): sha256_file(file) for file in data.source_files()}})
+
+    def write_environment(self, extra: dict[str, Any]) -> None:
+        """Keep versions, commit, command and data hashes.
+
+        Args:
+            extra: Added.
+        """
+        content = {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: version for name in LIBRARIES if (version := _version(name)) is not None},
+            "commit": _commit(),
+            **extra,
+        }
+        (self.path / "environment.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Keep final metrics; merged with what is there (baselines under ``baseline/NAME/``).
+
+        Args:
+            metrics: By name.
+        """
+        merged = {**self.metrics(), **metrics}
+        self.metrics_path.write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+
+    def metrics(self) -> dict[str, Any]:
+        """Final metrics, empty before there are any."""
+        return json.loads(self.metrics_path.read_text()) if self.metrics_path.is_file() else {}
+
+    @property
+    def metrics_path(self) -> Path:
+        """Final metrics."""
+        return self.path / "metrics.json"
+
+    @property
+    def curves(self) -> Path:
+        """Metrics by step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+
+def next_free(parent: Path, stem: str) -> Path:
+    """``parent/stem``, or with the first free number behind it.
+
+    Args:
+        parent: Folder of runs.
+        stem: Name wanted.
+    """
+    path, number = parent / stem, 2
+    while path.exists():
+        path, number = parent / f"{stem}-{number}", number + 1
+    return path
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The checkout's commit, or nothing outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
