@@ -1,9 +1,8 @@
 # What people and CI run. Each target does its own set-up on a fresh Debian, Ubuntu or macOS with Python >= 3.11.
 # (macOS: needs 14 or later on Apple silicon; the pins resolve there and the commands were reviewed, but it was not run.)
 #
-#   TORCH_INDEX=URL  take torch from another index at set-up, e.g. the CPU build, without CUDA's gigabytes:
-#                    make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-#                    (to change it later: rm -r .venv first)
+#   TORCH_INDEX=URL  take torch from another package index at set-up. With the URL of the CPU builds, which PyTorch's
+#                    install guide names, a laptop fetches 0.2 GB instead of CUDA's 3 (to change it later: rm -r .venv)
 #   PYTHON=NAME      the interpreter that .venv is made with
 #   CORES=N          processes for the tests
 #   POLYFM_DATA=DIR  real data sets; without it the tests that need them are deselected and counted
@@ -17,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES)
 .PHONY: help .venv demo test test-full evidence lint format types contracts package bench
 
 help:  ## this list
-	@grep -hE '^[a-z.-]+:.*## ' Makefile | sed -E 's/^([a-z.-]+):.*## /\1\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 .venv: .venv/.installed  ## the environment alone
 
@@ -51,7 +50,7 @@ types: .venv  ## mypy, strict
 	$(BIN)/mypy
 
 contracts: .venv  ## who may import whom
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 package: .venv  ## build sdist and wheel, try the wheel in a clean environment
 	$(BIN)/python .ci/check_package.py

@@ -14,7 +14,7 @@ pick_python() {
   return 1
 }
 
-# Prints the packages of packages.txt that this machine lacks, one a line.
+# Prints the packages of packages.txt that this machine lacks, one a line (without a Python, all that only it could tell).
 missing_packages() {
   local python package probe why
   python=$(pick_python) || python=""
@@ -25,9 +25,12 @@ missing_packages() {
       python:*) [ -n "$python" ] ;;
       module:*) [ -n "$python" ] && "$python" -c "import ${probe#*:}" >/dev/null 2>&1 ;;
       # Elsewhere than on Linux the wheels bring these themselves.
-      library:*) [ -z "$python" ] || [ "$(uname -s)" != Linux ] ||
-        "$python" -c "import ctypes; ctypes.CDLL('${probe#*:}')" >/dev/null 2>&1 ;;
+      library:*) [ "$(uname -s)" != Linux ] ||
+        { [ -n "$python" ] && "$python" -c "import ctypes; ctypes.CDLL('${probe#*:}')" >/dev/null 2>&1; } ;;
       *) echo "packages.txt: unknown probe $probe" >&2 && return 2 ;;
-    esac || echo "$package"
+    esac || case "$package $python" in
+      "python3-venv "*/python3.*) echo "${python##*/}-venv" ;; # Debian packages venv per version
+      *) echo "$package" ;;
+    esac
   done <packages.txt
 }

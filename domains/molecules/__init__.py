@@ -1,1 +1,1 @@
-"""TODO."""
+"""Molecules: SMILES, descriptors and atom graphs, from file to report."""

@@ -40,9 +40,10 @@ DESCRIPTORS: tuple[str, ...] = (
 """Names as RDKit's, in SPMM's order. Masses in g/mol (ExactMolWt: monoisotopic, Da), areas (TPSA, LabuteASA) in Å²,
 MolMR in cm³/mol, MolLogP in log10 units; all others without unit."""
 
-_PLAIN: tuple[Callable[[Any], float], ...] = tuple(
-    getattr(Descriptors, "qed" if name == "QED" else name) for name in DESCRIPTORS
-)
+_PLAIN: dict[str, Callable[[Any], float]] = {
+    name: getattr(Descriptors, "qed" if name == "QED" else name) for name in DESCRIPTORS
+}
+_QED: Any = QED  # has no types
 _MORGAN = [rdFingerprintGenerator.GetMorganGenerator(radius=radius) for radius in (1, 2, 3)]
 _MOLECULES_PER_JOB = 256
 _ROWS_PER_COMMIT = 4096
@@ -61,7 +62,7 @@ def descriptors(mol: Any) -> NDArray[np.float64]:
         raise DataError("a molecule without atoms has no descriptors")
     graph = topology.Skeleton.of(mol)
     if (graph.numbers == 1).any():  # [2H], [H][H]: several RDKit functions treat explicit hydrogens each in its own way
-        return np.array([function(mol) for function in _PLAIN], dtype=np.float64)
+        return np.array([function(mol) for function in _PLAIN.values()], dtype=np.float64)
     rd = rdMolDescriptors
     weighted = Chem.GetDistanceMatrix(mol, useBO=True, useAtomWts=False, force=False, prefix="Balaban")
     estate = topology.estate(graph, Chem.GetDistanceMatrix(mol, useBO=False, useAtomWts=False))
@@ -70,7 +71,7 @@ def descriptors(mol: Any) -> NDArray[np.float64]:
     paths = topology.path_indices(graph, *topology.chi_weights(graph))
     num_heavy, alpha = mol.GetNumHeavyAtoms(), rd.CalcHallKierAlpha(mol)
     log_p, refractivity = rd.CalcCrippenDescriptors(mol)
-    weight, polar_area = Descriptors.MolWt(mol), rd.CalcTPSA(mol)
+    weight, polar_area = _PLAIN["MolWt"](mol), rd.CalcTPSA(mol)
     num_donors, num_rotatable = rd.CalcNumHBD(mol), rd.CalcNumRotatableBonds(mol)
     # fmt: off
     return np.array([
@@ -78,8 +79,9 @@ def descriptors(mol: Any) -> NDArray[np.float64]:
         chi0, rd.CalcChi0n(mol), rd.CalcChi0v(mol), chi1, rd.CalcChi1n(mol), rd.CalcChi1v(mol),
         *paths.chi,
         rd.CalcExactMolWt(mol), *_morgan_density(mol, num_heavy),
-        rd.CalcFractionCSP3(mol), alpha, num_heavy, Descriptors.HeavyAtomMolWt(mol), rd.CalcKappa1(mol),
-        topology.kappa(2, paths.num_paths[0], num_heavy, alpha), topology.kappa(3, paths.num_paths[1], num_heavy, alpha),
+        rd.CalcFractionCSP3(mol), alpha, num_heavy, _PLAIN["HeavyAtomMolWt"](mol), rd.CalcKappa1(mol),
+        topology.kappa(2, paths.num_paths[0], num_heavy, alpha),
+        topology.kappa(3, paths.num_paths[1], num_heavy, alpha),
         rd.CalcLabuteASA(mol), estate_sizes.max(), estate.max(), estate_sizes.min(), estate.min(),
         log_p, refractivity, weight, rd.CalcNumLipinskiHBD(mol), rd.CalcNumLipinskiHBA(mol),
         rd.CalcNumAliphaticCarbocycles(mol), rd.CalcNumAliphaticHeterocycles(mol), rd.CalcNumAliphaticRings(mol),
@@ -103,21 +105,21 @@ def _morgan_density(mol: Any, num_heavy: int) -> list[float]:
 def _alerts() -> Any:
     """QED's structural alerts as one catalogue: a single call instead of one per alert."""
     catalog = FilterCatalog.FilterCatalog()
-    for smarts in QED.StructuralAlertSmarts:
+    for smarts in _QED.StructuralAlertSmarts:
         catalog.AddEntry(FilterCatalog.FilterCatalogEntry(smarts, FilterCatalog.SmartsMatcher(smarts, smarts, 1)))
     return catalog
 
 
 def _qed(mol: Any, **shared: float) -> float:
     """QED (Bickerton et al., Nature Chemistry 4, 90-98, 2012) from the inputs that other descriptors already have."""
-    rings = Chem.GetSSSR(Chem.DeleteSubstructs(Chem.Mol(mol), QED.AliphaticRings))
-    inputs = QED.QEDproperties(
-        HBA=sum(len(mol.GetSubstructMatches(pattern)) for pattern in QED.Acceptors),
+    rings = Chem.GetSSSR(Chem.DeleteSubstructs(Chem.Mol(mol), _QED.AliphaticRings))
+    inputs = _QED.QEDproperties(
+        HBA=sum(len(mol.GetSubstructMatches(pattern)) for pattern in _QED.Acceptors),
         AROM=len(rings),
         ALERTS=len(_alerts().GetMatches(mol)),
         **shared,
     )
-    return float(QED.qed(mol, qedProperties=inputs))
+    return float(_QED.qed(mol, qedProperties=inputs))
 
 
 def descriptor_table(
@@ -140,7 +142,8 @@ def descriptor_table(
     Returns:
         (n, 53) in the order of `DESCRIPTORS`. What RDKit cannot compute, or returns as infinite, is NaN: unknown.
     """
-    cache = RowCache(cache_dir("molecules") / f"descriptors{len(DESCRIPTORS)}-rdkit-{__version__}.sqlite", len(DESCRIPTORS))
+    width = len(DESCRIPTORS)
+    cache = RowCache(cache_dir("molecules") / f"descriptors{width}-rdkit-{__version__}.sqlite", width)
     table, found = cache.get(smiles)
     missing = list(dict.fromkeys(text for text, hit in zip(smiles, found, strict=True) if not hit))
     if not missing:
@@ -155,7 +158,7 @@ def descriptor_table(
             pending = []
         if progress is not None:
             progress(len(fresh), len(missing))
-    for index in np.flatnonzero(~found):
+    for index in np.flatnonzero(~found).tolist():
         table[index] = fresh[smiles[index]]
     return table
 
@@ -180,7 +183,8 @@ def _row(smiles: str) -> NDArray[np.float64]:
     mol = Chem.MolFromSmiles(smiles)
     if mol is None:
         raise DataError(
-            f"RDKit refuses the SMILES {smiles!r}", remedy="Read the file with read_molecules, which sorts such rows out"
+            f"RDKit refuses the SMILES {smiles!r}",
+            remedy="Read the file with read_molecules, which sorts such rows out",
         )
     try:
         return descriptors(mol)

@@ -1,4 +1,4 @@
-"""What is measured of generated molecules (SPMM, Chang and Ye 2024: validity, uniqueness, novelty, normalised RMSE)."""
+"""What is measured of generated molecules and told properties (SPMM, Chang and Ye, Nat. Commun. 2024)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from polyfm.domains.molecules.read import canonical
+from polyfm.domains.molecules.canonical import Canonical, Canonicaliser
+from polyfm.domains.molecules.descriptors import descriptor_table
 
 
 def generation_metrics(
-    generated: Sequence[str], wanted: np.ndarray, found: np.ndarray, known: Collection[str], scale: np.ndarray
+    generated: Sequence[str], wanted: np.ndarray, known: Collection[str], scale: np.ndarray
 ) -> dict[str, float]:
-    """Metrics of molecules generated for given properties.
+    """Validity, uniqueness, novelty and normalised error of molecules written for given properties.
 
     Args:
-        generated: n SMILES as generated, valid or not.
+        generated: n SMILES as written, valid or not.
         wanted: (n, 53) the properties asked for, own units, NaN where none was.
-        found: (n, 53) the properties recomputed on the output, NaN rows where it is invalid.
         known: Canonical SMILES of the training part.
-        scale: (53,) standard deviation of each property in training, for the normalisation.
+        scale: (53,) standard deviation of each property in training.
+
+    Returns:
+        ``validity`` (share that RDKit accepts), ``uniqueness`` (of the valid), ``novelty`` (of the unique, not in
+        training), ``nrmse`` (root mean square over valid molecules and asked properties of the error in units of
+        ``scale``, the properties recomputed on the output; absent if nothing is valid).
     """
-    valid = [text for text in map(canonical, generated) if text is not None]
-    unique = set(valid)
-    error = (found - wanted) / scale
-    given = ~np.isnan(error)
-    return {
+    results = Canonicaliser()(list(generated))
+    valid = [(row, result.smiles) for row, result in enumerate(results) if isinstance(result, Canonical)]
+    unique = {smiles for _, smiles in valid}
+    metrics = {
         "validity": len(valid) / max(len(generated), 1),
         "uniqueness": len(unique) / max(len(valid), 1),
         "novelty": len(unique - set(known)) / max(len(unique), 1),
-        "nrmse": float(np.sqrt(np.mean(error[given] ** 2))) if given.any() else float("nan"),
     }
+    if valid:
+        found = descriptor_table([smiles for _, smiles in valid])
+        error = (found - wanted[[row for row, _ in valid]]) / scale
+        metrics["nrmse"] = float(np.sqrt(np.nanmean(error**2)))
+    return metrics
 
 
 def r2_per_column(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """(P,) coefficient of determination per column; NaN where a column is constant.
+    """(P,) coefficient of determination per column; NaN where a column is constant or unknown.
 
     Args:
         predicted: (n, P).
-        true: (n, P).
+        true: (n, P), NaN where unknown.
     """
     residual = np.nansum((predicted - true) ** 2, axis=0)
     total = np.nansum((true - np.nanmean(true, axis=0)) ** 2, axis=0)

@@ -1,33 +1,35 @@
 """Read canonical SMILES into atoms and bonds, a whole batch at once, in numpy.
 
-RDKit needs about 70 µs to parse and sanitise a drug-sized molecule, and again twice that to answer a Python loop over its
-atoms and bonds. A SMILES that RDKit wrote already states the outcome of the expensive steps (aromaticity, which centres are
-stereogenic); the rest is local arithmetic on the graph that all molecules of a batch can do together, in about 11 µs each.
+RDKit needs some 70 µs to parse and sanitise a drug-sized molecule, and a Python loop over its atoms and bonds thrice
+that again. A SMILES that RDKit wrote already states the outcome of the expensive steps (aromaticity, which centres are
+stereogenic); the rest is local arithmetic on the graph, which all molecules of a batch do together in 11 µs each.
 
 What is read: closed-shell molecules of C, N, O, F, P, S, Cl, Br and I, charged or not, with tetrahedral centres of four
-substituents. Whatever else occurs (metals, radicals, boron, isotopes, explicit hydrogens, atom maps, sulfoxide centres, wrong
-syntax, impossible valences) is reported as *unread*, for RDKit to decide; nothing is guessed. The definitions are RDKit's
-(``Code/GraphMol``: valence model, ``ConjugHybrid.cpp``); the tests hold every number against RDKit on thousands of molecules.
+substituents. Whatever else occurs (metals, radicals, boron, isotopes, explicit hydrogens, atom maps, sulfoxide centres,
+wrong syntax, impossible valences) is reported as *unread*, for RDKit to decide. The definitions are RDKit's (valence
+model, conjugation, hybridisation; the same in 2025.03 to 2026.09), and the tests hold every number against RDKit on
+thousands of molecules.
 
-The input must be *canonical* SMILES, as `read` writes them: lower-case atoms are believed to be aromatic and ``@`` to mark a true
-centre, and a Kekulé form would not be recognised as aromatic.
+The input must be *canonical* SMILES, as `read` writes them: lower case is believed to be aromatic and ``@`` to mark a
+true centre; a Kekulé form would not be recognised as aromatic, nor an impossible aromatic ring as impossible.
 
-Letters: T tokens, A atoms, E bonds, B molecules.
+Letters: T tokens, A atoms, E bonds, B molecules, C ring closures.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyfm.shared.errors import DataError
 
-Ints = NDArray[np.integer]
+Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Numbers = dict[str, NDArray[Any]]
 
 
 class SmilesGraphs(NamedTuple):
@@ -35,13 +37,13 @@ class SmilesGraphs(NamedTuple):
 
     molecule: Ints
     """(A,) which SMILES of the batch an atom belongs to, ascending; atoms in the order of the text, as in RDKit."""
-    atoms: dict[str, Ints]
+    atoms: Numbers
     """(A,) each: atomic_number, chirality, degree, charge, hydrogens, hybridisation, aromatic, in_ring, isotope."""
     begin: Ints
     """(E,) the bond's atom that comes first in the text."""
     end: Ints
     """(E,) the other one; bonds are sorted by (end, begin)."""
-    bonds: dict[str, Ints]
+    bonds: Numbers
     """(E,) each: type, conjugated, in_ring."""
     marked: Flags
     """(E,) the bond is written ``/`` or ``\\``: the text holds double-bond stereo, which is not resolved here."""
@@ -49,7 +51,7 @@ class SmilesGraphs(NamedTuple):
     """(B,) left to RDKit: no atom of this molecule is above."""
 
 
-# --- Tokens: one int each, what it is in the lowest three bits and the rest above. ------------------------------------------
+# --- Tokens: one int each, what it is in the lowest three bits and the rest above. ------------------------------------
 
 _TOKEN = re.compile(r"\[[^\]\n]*\]|Br|Cl|%\d\d|.|\n")
 _UNKNOWN, _ATOM, _BOND, _OPEN, _CLOSE, _RING, _DOT, _END = range(8)
@@ -114,7 +116,7 @@ for _token, _next in (
 ):
     _FOLLOWS[_token, _next] = True
 
-# --- Elements. Valences depend on atomic number - charge, the element with the same electrons; -99 allows nothing. ----------
+# --- Elements. Valences go by atomic number - charge, the element with the same electrons; -99 allows nothing. --------
 
 _OUTER = np.zeros(128, np.int64)  # electrons in the outer shell
 _OUTER[[6, 7, 8, 9, 15, 16, 17, 35, 53]] = [4, 5, 6, 7, 5, 6, 7, 7, 7]
@@ -125,7 +127,8 @@ _HIGHEST[_ELECTRONS] = [4, 3, 2, 1, 0, 4, 7, 6, 1, 0, 1, 0, 5, 0]
 _SECOND_ROW = np.isin(np.arange(128), [6, 7, 8])  # those with more than one valence electron to share
 _CHALCOGEN = _OUTER == 6
 _SP2 = 3
-_HYBRIDISATION = np.array([1, 1, 2, _SP2, 4, 6, 7] + [0] * 16)  # RDKit's number by orbitals: s s sp sp2 sp3 sp3d sp3d2 none
+# RDKit's number by orbitals in use: s, s, sp, sp2, sp3, sp3d, sp3d2, none.
+_HYBRIDISATION = np.array([1, 1, 2, _SP2, 4, 6, 7, 0])
 _BOND_TYPE = np.array([0, 0, 1, 12, 2, 0, 3])  # RDKit's number by twice the bond order
 _MAX_CLOSURES = 64  # of one molecule: each takes one bit
 _MAX_DEPTH = 1000
@@ -140,8 +143,8 @@ class _Text(NamedTuple):
     """(T,) what the token says: the packed atom, the bond symbol, the ring number."""
     molecule: Ints
     """(T,) which SMILES."""
-    level: Ints
-    """(T,) int16: how many branches are open after the token."""
+    level: NDArray[np.int16]
+    """(T,) how many branches are open after the token."""
     before: Ints
     """(T,) kind of the token before, looking past one bond symbol."""
     symbol: Ints
@@ -157,8 +160,8 @@ class _Atoms(NamedTuple):
     """(A,) its token."""
     molecule: Ints
     """(A,) which SMILES."""
-    level: Ints
-    """(A,) int16: how many branches are open."""
+    level: NDArray[np.int16]
+    """(A,) how many branches are open."""
     root: Flags
     """(A,) nothing before it to be bonded to."""
     number: Ints
@@ -188,12 +191,13 @@ class _Bonds(NamedTuple):
     """(E,) written ``/`` or ``\\``."""
     closure: Flags
     """(E,) a ring closure."""
+    num_atoms: int
+    """A."""
 
-    def count(self, num_atoms: int, chosen: Flags | Ints | None = None) -> Ints:
-        """(A,) bonds at each atom, or those chosen (E,), or a sum over them."""
+    def per_atom(self, values: Flags | Ints) -> Ints:
+        """(A,) sum of the values (E,) of the bonds at each atom."""
         ends = np.concatenate((self.begin, self.end))
-        weights = None if chosen is None else np.concatenate((chosen, chosen))
-        return np.bincount(ends, weights, minlength=num_atoms).astype(np.int64)
+        return np.bincount(ends, np.concatenate((values, values)), minlength=self.num_atoms).astype(np.int64)
 
 
 def read_smiles(smiles: Sequence[str]) -> SmilesGraphs:
@@ -212,14 +216,12 @@ def read_smiles(smiles: Sequence[str]) -> SmilesGraphs:
     children = np.flatnonzero(~atoms.root & ~unread[atoms.molecule])
     bonds = _bonds(text, atoms, closures, parent, children, unread)
 
-    num_atoms = len(atoms.at)
-    degree = bonds.count(num_atoms)
-    valence, hydrogens, possible = _valence(atoms, degree, bonds.count(num_atoms, bonds.order))
+    degree = bonds.per_atom(np.ones_like(bonds.end))
+    valence, hydrogens, possible = _valence(atoms, degree, bonds.per_atom(bonds.order))
     total_degree = degree + hydrogens
-    possible &= (atoms.tag == 0) | (total_degree == 4) & ((degree == 4) | (hydrogens == 1))
-    looped = _looped(text, atoms, closures, unread)
-    ring_bond = bonds.closure | looped[bonds.end]
-    ring_atom = bonds.count(num_atoms, ring_bond) > 0
+    possible &= (atoms.tag == 0) | ((total_degree == 4) & ((degree == 4) | (hydrogens == 1)))
+    ring_bond = bonds.closure | _looped(text, atoms, closures, unread)[bonds.end]
+    ring_atom = bonds.per_atom(ring_bond) > 0
     possible &= ring_atom | ~atoms.aromatic
     unread[atoms.molecule[~possible]] = True
     unread[atoms.molecule[bonds.end[(bonds.order == _AROMATIC) & ~ring_bond]]] = True
@@ -227,21 +229,21 @@ def read_smiles(smiles: Sequence[str]) -> SmilesGraphs:
     conjugated = _conjugated(atoms, bonds, valence, total_degree)
     orbitals = total_degree + (_OUTER[atoms.number] - valence - atoms.charge) // 2
     hybridisation = _HYBRIDISATION[orbitals.clip(0, len(_HYBRIDISATION) - 1)]
-    # A lone pair beside a double bond joins in: the oxygen of an ester is sp2.
-    hybridisation[(orbitals == 4) & (total_degree <= 3) & (bonds.count(num_atoms, conjugated) > 0)] = _SP2
+    # A lone pair beside a double bond joins in: the second oxygen of an ester is sp2.
+    hybridisation[(orbitals == 4) & (total_degree <= 3) & (bonds.per_atom(conjugated) > 0)] = _SP2
     return _keep_read(
         SmilesGraphs(
             molecule=atoms.molecule,
             atoms={
                 "atomic_number": atoms.number,
-                "chirality": _chirality(text, atoms, closures, np.bincount(parent[children], minlength=num_atoms)),
+                "chirality": _chirality(text, atoms, closures, np.bincount(parent[children], minlength=len(parent))),
                 "degree": total_degree,
                 "charge": atoms.charge,
                 "hydrogens": hydrogens,
                 "hybridisation": hybridisation,
                 "aromatic": atoms.aromatic,
                 "in_ring": ring_atom,
-                "isotope": np.zeros(num_atoms, np.int64),
+                "isotope": np.zeros_like(hydrogens),
             },
             begin=bonds.begin,
             end=bonds.end,
@@ -298,7 +300,7 @@ def _unpack(text: _Text) -> _Atoms:
     )
 
 
-def _find(levels: Ints, places: Ints, level: Ints, place: Ints) -> tuple[Ints, Ints]:
+def _find(levels: NDArray[Any], places: Ints, level: NDArray[Any], place: Ints) -> tuple[Ints, Ints]:
     """Sort some tokens by level, and find the first of a given level that does not stand before a given place.
 
     Returns:
@@ -347,14 +349,21 @@ def _bonds(text: _Text, atoms: _Atoms, closures: Ints, parent: Ints, children: I
     astray = (fragment[begin] != fragment[end]) | (begin == end)
     unread[atoms.molecule[end[by_end[twice]]]] = True
     unread[atoms.molecule[end[astray]]] = True
-    return _Bonds(*(part[by_end] for part in (begin, end, order, symbol & _MARK > 0, closure)))
+    return _Bonds(
+        begin=begin[by_end],
+        end=end[by_end],
+        order=order[by_end],
+        marked=(symbol & _MARK > 0)[by_end],
+        closure=closure[by_end],
+        num_atoms=len(atoms.at),
+    )
 
 
 def _valence(atoms: _Atoms, degree: Ints, twice_order: Ints) -> tuple[Ints, Ints, Flags]:
     """Total valence, hydrogens, and whether RDKit's valence model allows the atom with a closed shell.
 
-    An aromatic bond counts 1.5. An aromatic atom that exceeds a valence by at most 1.5 is taken to have that valence (the
-    nitrogen of pyrrole, the fused carbon of naphthalene); without brackets, hydrogens fill up to the next one.
+    An aromatic bond counts 1.5. An aromatic atom that exceeds a valence by at most 1.5 is taken to have that valence
+    (the nitrogen of pyrrole, the fused carbon of naphthalene); without brackets, hydrogens fill up to the next one.
     """
     electrons = atoms.number - atoms.charge
     lowest, highest = _LOWEST[electrons], _HIGHEST[electrons]
@@ -377,8 +386,8 @@ def _valence(atoms: _Atoms, degree: Ints, twice_order: Ints) -> tuple[Ints, Ints
 def _looped(text: _Text, atoms: _Atoms, closures: Ints, unread: Flags) -> Flags:
     """(A,) whether the bond from an atom to its parent lies in a ring.
 
-    It does if some ring closure has exactly one end in the atom's subtree. Each closure of a molecule toggles a bit of its
-    own at both ends; a subtree is a stretch of the text, so its toggles are the difference of two running XORs.
+    It does if some ring closure has exactly one end in the atom's subtree. Each closure of a molecule toggles a bit of
+    its own at both ends; a subtree is a stretch of the text, so its toggles are the difference of two running XORs.
     """
     molecule = text.molecule[closures[:, 0]]
     counts = np.bincount(molecule)
@@ -393,14 +402,15 @@ def _looped(text: _Text, atoms: _Atoms, closures: Ints, unread: Flags) -> Flags:
     inside = text.level[stops] + (text.kind[stops] == _CLOSE)
     order, index = _find(inside, stops, atoms.level, atoms.at)
     subtree_end = text.atom[stops[order[index.clip(max=len(order) - 1)]]]
-    return running[subtree_end + 1] != running[:-1]
+    looped: Flags = running[subtree_end + 1] != running[:-1]
+    return looped
 
 
 def _chirality(text: _Text, atoms: _Atoms, closures: Ints, num_children: Ints) -> Ints:
-    """(A,) RDKit's chiral tag: the text's, turned if listing the neighbours in RDKit's order of bonds is an odd permutation.
+    """(A,) RDKit's chiral tag: the text's, turned if RDKit's order of bonds is an odd permutation of the text's.
 
-    In the text ring closures stand before the branches, in RDKit after them, by their own order. A first atom's hydrogen
-    stands before all neighbours instead of second.
+    In the text ring closures stand before the branches, in RDKit after them, by their own order. A first atom's
+    hydrogen stands before all neighbours instead of second.
     """
     rank = np.zeros(len(text.kind), np.int64)
     rank[closures] = np.arange(len(closures))[:, None]
@@ -417,18 +427,18 @@ def _chirality(text: _Text, atoms: _Atoms, closures: Ints, num_children: Ints) -
 def _conjugated(atoms: _Atoms, bonds: _Bonds, valence: Ints, total_degree: Ints) -> Flags:
     """(E,) RDKit's conjugation: two bonds at one atom, one of them multiple, between three atoms that can take part.
 
-    An atom can if it has at most three neighbours, is of the second row (or a terminal chalcogen) and, when neutral, is not
-    hypervalent.
+    An atom can if it has at most three neighbours, is of the second row (or a terminal chalcogen) and, when neutral, is
+    not hypervalent.
     """
-    able = _SECOND_ROW[atoms.number] | _CHALCOGEN[atoms.number] & (total_degree < 2)
+    able = _SECOND_ROW[atoms.number] | (_CHALCOGEN[atoms.number] & (total_degree < 2))
     able &= (total_degree <= 3) & ((atoms.charge != 0) | (valence <= _LOWEST[atoms.number]))
     joined = able[bonds.begin] & able[bonds.end]
     multiple = joined & (bonds.order > _SINGLE)
-    num_joined, num_multiple = bonds.count(len(able), joined), bonds.count(len(able), multiple)
-    conjugated = bonds.order == _AROMATIC
+    num_joined, num_multiple = bonds.per_atom(joined), bonds.per_atom(multiple)
+    conjugated: Flags = bonds.order == _AROMATIC
     for hinge in (bonds.begin, bonds.end):
         others_multiple, others = num_multiple[hinge] - multiple, num_joined[hinge] - joined
-        pair = (others_multiple > 0) | multiple & (others > 0)
+        pair = (others_multiple > 0) | (multiple & (others > 0))
         conjugated |= joined & pair & (total_degree[hinge] > 1)
     return conjugated
 

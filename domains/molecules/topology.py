@@ -1,12 +1,13 @@
 """Topological indices of a molecule, computed together from one reading of its graph.
 
-RDKit computes each index by itself and so reads atoms, finds paths and fills distance matrices many times over. Here the
-graph is read once and the indices share what they need. Every sum and product runs in RDKit's own order, so the values
-are bit-equal to `rdkit.Chem.GraphDescriptors`, `rdkit.Chem.EState` and `rdMolDescriptors.CalcChi*`/`CalcKappa*`; the
-tests hold them to that. Hydrogens must be implicit (RDKit's path finder leaves explicit ones out).
+RDKit computes each index by itself and so reads atoms, finds paths and fills distance matrices many times over. Here
+the graph is read once and the indices share what they need. Every sum and product runs in RDKit's own order, so the
+values are bit-equal to `rdkit.Chem.GraphDescriptors`, `rdkit.Chem.EState` and `rdMolDescriptors.CalcChi*`/`CalcKappa*`;
+the tests hold them to that. Hydrogens must be implicit (RDKit's path finder leaves explicit ones out).
 
-Sources: Hall & Kier, Rev. Comput. Chem. 2, 367-422 (1991) for chi and kappa; Hall, Mohney & Kier, J. Chem. Inf. Comput.
-Sci. 31, 76-81 (1991) for E-state; Balaban, Chem. Phys. Lett. 89, 399-404 (1982); Bertz, J. Am. Chem. Soc. 103, 3599-3601 (1981).
+Sources: chi and kappa, Hall & Kier, Rev. Comput. Chem. 2, 367-422 (1991); E-state, Hall, Mohney & Kier, J. Chem. Inf.
+Comput. Sci. 31, 76-81 (1991); Balaban, Chem. Phys. Lett. 89, 399-404 (1982); Bertz, J. Am. Chem. Soc. 103, 3599-3601
+(1981).
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from polyfm.shared.errors import MissingExtraError
 try:
     from rdkit import Chem
     from rdkit.Chem.EState.EState import GetPrincipleQuantumNumber
-    from rdkit.ML.InfoTheory.entropy import InfoEntropy
+    from rdkit.ML.InfoTheory import entropy
 except ImportError as error:
     raise MissingExtraError("rdkit", "molecules") from error
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_ENTROPY: Any = entropy  # has no types
 _TABLE = Chem.GetPeriodicTable()
 _ELEMENTS = range(119)  # 0 is the wildcard atom
 _OUTER = np.array([_TABLE.GetNOuterElecs(z) for z in _ELEMENTS])
@@ -78,7 +80,8 @@ class Skeleton:
         for near in neighbours:
             near.sort()
         ends = np.array([bond[:2] for bond in bonds], dtype=np.int64).reshape(-1, 2)
-        return cls(*np.array(columns, dtype=np.int64).T, bonds=ends, neighbours=neighbours)
+        numbers, degrees, hydrogens, charges, radicals = np.array(columns, dtype=np.int64).T
+        return cls(numbers, degrees, hydrogens, charges, radicals, ends, neighbours)
 
     @property
     def valence_electrons(self) -> int:
@@ -193,7 +196,8 @@ def estate(graph: Skeleton, distances: Floats) -> Floats:
     spread = distances + 1
     perturbation = (intrinsic[None, :] - intrinsic[:, None]) / (spread * spread)
     perturbation[spread >= _FAR] = 0.0
-    return np.add.accumulate(perturbation, axis=0)[-1] + intrinsic
+    indices: Floats = np.add.accumulate(perturbation, axis=0)[-1] + intrinsic
+    return indices
 
 
 def balaban_j(graph: Skeleton, distances: Floats) -> float:
@@ -244,5 +248,5 @@ def bertz_ct(graph: Skeleton, distances: Floats) -> float:
         elements[number] = elements.get(number, 0) + 1
     counts = list(connections.values()) or [1.0]
     total = sum(counts)
-    bonding = total * (InfoEntropy(np.array(counts, dtype=np.float64)) + math.log(total) / math.log(2))
-    return float(num_atoms * InfoEntropy(np.array(list(elements.values()), dtype=np.float64)) + bonding)
+    bonding = total * (_ENTROPY.InfoEntropy(np.array(counts, dtype=np.float64)) + math.log(total) / math.log(2))
+    return float(num_atoms * _ENTROPY.InfoEntropy(np.array(list(elements.values()), dtype=np.float64)) + bonding)

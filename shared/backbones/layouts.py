@@ -247,7 +247,7 @@ def _layout(rule: MaskSpec, tokens: Tokens, keys: Tokens, real: Tensor | None = 
         k_modality = None if keys.modality is None else keys.modality[:, None, :]
         q, k = _grid(tokens.x.shape[1], keys.x.shape[1], tokens.x.device)
         seen = rule.allowed(q, k, q_modality, k_modality)
-        mask = seen.view(-1, 1, *seen.shape[-2:])
+        mask = seen[:, None] if seen.ndim == 3 else seen[None, None]
         mask = mask if real is None else mask & real[:, None, None, :]
     return _safe(mask, tokens.positions, keys.positions)
 

@@ -76,7 +76,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
         return [*lines, f"Next: polyfm fit {recipe.name} --data.path {data.path} --size paper --out DIR"]
     whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
     seconds, loss, activations = one_step(task, whole)
-    steps = max(data.rows_in_file() * 8 // 10 // step, 1)
+    steps = max(data.num_rows() * 8 // 10 // step, 1)
     epochs = cli.config["trainer"].get("max_epochs") or 1
     lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")

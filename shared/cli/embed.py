@@ -30,11 +30,11 @@ def run(words: Sequence[str]) -> None:
     from polyfm.shared.deployment.inference import load
 
     model = load(ours.run)
-    items = model.data.items_in(ours.input)
+    items = model.data.samples_from(ours.input)
     vectors = model.embed(items, ours.modality, projected=ours.projected)
     save(out, [item.id for item in items], vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
-    for line in model.data.quarantine.lines():
+    for line in model.data.summary():
         print(line)
 
 

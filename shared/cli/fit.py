@@ -112,7 +112,9 @@ def encoders_of(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return {"model": {"encoders": encoders}, **data}
 
 
-def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "") -> dict[str, Any]:
+def train(
+    recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "", member: int = 0
+) -> dict[str, Any]:
     """Train in a fresh folder, then test and report.
 
     Args:
@@ -121,6 +123,7 @@ def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, 
         flags: The user's.
         out: The run's folder.
         init_from: Folder of a run whose encoders and transforms are taken over.
+        member: Of an ensemble: another seed for weights, order and dropout, the same split.
 
     Returns:
         The final metrics.
@@ -129,9 +132,8 @@ def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, 
     from polyfm.shared.training.run_folder import RunFolder
 
     quiet_libraries()
-    cli = RecipeParser(recipe, tree, flags)
+    cli = RecipeParser(recipe, tree, flags, member=member)
     folder = RunFolder.create(out)
-    cli.datamodule.seed = int(cli.config["seed_everything"])
     if init_from:
         take_over(cli, RunFolder.open(init_from))
     folder.write_recipe(cli.resolved())
@@ -150,9 +152,7 @@ def resume(path: Path) -> dict[str, Any]:
     quiet_libraries()
     folder = RunFolder.open(path)
     recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
-    cli = RecipeParser(recipe, recipe.tree)
-    cli.datamodule.seed = int(cli.config["seed_everything"])
-    return _train(cli, folder, resume=True)
+    return _train(RecipeParser(recipe, recipe.tree), folder, resume=True)
 
 
 def take_over(cli: Any, source: Any) -> None:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""From files to batches: carriers, reading, splits, samplers and loaders that resume exactly."""

@@ -67,7 +67,7 @@ class RowCache:
             for start in range(0, len(unique), _KEYS_PER_QUERY):
                 part = unique[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(part))
-                stored.update(connection.execute(f"SELECT key, row FROM rows WHERE key IN ({marks})", part))  # noqa: S608
+                stored.update(connection.execute(f"SELECT key, row FROM rows WHERE key IN ({marks})", part))
         empty = bytes(8 * self.width)
         found = np.fromiter((len(stored.get(key, b"")) == len(empty) for key in keys), dtype=bool, count=len(keys))
         blob = b"".join(stored[key] if hit else empty for key, hit in zip(keys, found, strict=True))

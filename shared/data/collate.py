@@ -22,12 +22,12 @@ def sample_key(id: str) -> int:
 
 
 def group_ids(groups: Sequence[str]) -> Tensor:
-    """(B,) int64: equal where the names are equal.
+    """(B,) int64: equal where the names are equal, in every batch (a queue compares batches).
 
     Args:
         groups: One name per sample.
     """
-    return torch.from_numpy(np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1].copy())
+    return torch.tensor([sample_key(group) for group in groups], dtype=torch.int64)
 
 
 def pack_ids(sequences: Sequence[np.ndarray | None]) -> TokenIds:

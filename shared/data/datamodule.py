@@ -53,7 +53,8 @@ class DataModule(L.LightningDataModule):
         batch_size: Samples in a step, on each process; with ``token_budget`` the most there may be.
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches; 0 makes them in the training process.
-        seed: Of splits, order and random transforms.
+    The seed is the run's (``--seed_everything``), set by whoever builds the run: ``seed`` decides order and random
+    transforms, ``split_seed`` the split (members of an ensemble share it).
     """
 
     splits: Splits
@@ -62,13 +63,19 @@ class DataModule(L.LightningDataModule):
     """What could not be read, with reasons; set by `setup`."""
     notices: Notices
     """What was read but deserves a word; set by `setup`."""
+    remarks: list[str]
+    """What was guessed or decided while reading, one line each."""
 
     def __init__(
-        self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0, seed: int = 0
+        self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0
     ) -> None:
         super().__init__()
         self.path, self.batch_size, self.token_budget = path, batch_size, token_budget
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers = num_workers
+        self.seed = self.split_seed = 0
+        self.limit = 0
+        """Read only so many rows; 0 for all. `polyfm check` sets it."""
+        self.remarks = []
         self._ready = False
         self._fitted = False
         self._parts: dict[str, np.ndarray] = {}
@@ -77,7 +84,7 @@ class DataModule(L.LightningDataModule):
 
     @abstractmethod
     def read(self) -> Splits:
-        """Read ``path``, keep the table, set ``quarantine`` and ``notices``, and say which row goes where."""
+        """Read ``path``, keep the table, set ``quarantine``, ``notices`` and ``remarks``; say which row goes where."""
 
     @abstractmethod
     def fit_transforms(self, train: np.ndarray) -> None:
@@ -253,9 +260,22 @@ class DataModule(L.LightningDataModule):
         return [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
 
     def summary(self) -> list[str]:
-        """Lines that say what was read, dropped, announced and split."""
-        sizes = ", ".join(f"{len(self.part(name)):,} {name}" for name in ("train", "valid", "test"))
-        return [*self.notices.lines(), *self.quarantine.lines(), f"{self.path}: {sizes}"]
+        """Lines that say what was read, announced, dropped and split."""
+        name = Path(self.path).name
+        lines = [f"{name}: {remark}" for remark in self.remarks]
+        if len(self.notices):
+            lines.append(f"{name}: kept, but worth knowing: {self.notices.summary()}")
+        if len(self.quarantine):
+            share = f"{len(self.quarantine):,} of {self.quarantine.num_read:,} rows left out"
+            lines.append(f"{name}: {share} (quarantine.csv): {self.quarantine.summary()}")
+        if self._ready:
+            lines.append(f"{name}: " + ", ".join(f"{count:,} {part}" for part, count in self.splits.counts().items()))
+        return lines
+
+    def num_rows(self) -> int:
+        """Rows in the file; a guess from its size if only some were read (`limit`)."""
+        read = self.quarantine.num_read
+        return read if not self.limit or read < self.limit else max(read, Path(self.path).stat().st_size // 60)
 
     def source_files(self) -> list[Path]:
         """Files that were read; their hashes go into the run folder."""

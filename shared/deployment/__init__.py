@@ -1,1 +1,1 @@
-"""TODO."""
+"""A trained run in use: loading, embedding, predicting."""

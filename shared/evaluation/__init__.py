@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a trained model is worth: retrieval, intervals, baselines beside it, the report."""

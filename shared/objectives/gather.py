@@ -1,8 +1,8 @@
 """Rows of all processes, with gradient, and means over them: what makes N processes equal one.
 
 Data-parallel training averages gradients over processes. A loss that each process computes on its own rows must then be
-(processes / all rows) · Σ own losses, and the gradient of gathered rows must be summed over the processes that used them.
-Then gradients equal those of one process with all the rows, whatever number of rows each brings, zero included.
+(processes / all rows) · Σ own losses, and the gradient of gathered rows must be summed over the processes that used
+them. Then gradients equal those of one process with all the rows, whatever number of rows each brings, zero included.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Ranks:
         """
         if len(self.counts) == 1:
             return rows
-        gathered: Tensor = _Gather.apply(rows, self)
+        gathered: Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
         return gathered
 
     def each(self, value: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class _Gather(torch.autograd.Function):
         parts = [torch.empty_like(padded) for _ in ranks.counts]
         dist.all_gather(parts, padded)
         whole = torch.cat([part[:count] for part, count in zip(parts, ranks.counts, strict=True)])
-        return whole.view(-1, *rows.shape[1:])
+        return whole.view(ranks.total, *rows.shape[1:])
 
     @staticmethod
     @once_differentiable

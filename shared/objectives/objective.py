@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.backbones.masks import FULL, MaskSpec
-from polyfm.shared.data.batch import Batch
+from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.carrier import Carrier
-from polyfm.shared.tokens.masking import Corruption
+from polyfm.shared.tokens.masking import Corruption, Draw
 from polyfm.shared.tokens.tokens import Features
 
 
@@ -66,6 +66,14 @@ class Progress:
     epoch: float = 0.0
     """Passes over the data done, fractional."""
 
+    def ramp(self, epochs: float) -> float:
+        """Rises linearly from 0 to 1 over the first passes.
+
+        Args:
+            epochs: How many; 1 from the start if 0.
+        """
+        return min(1.0, self.epoch / epochs) if epochs > 0 else 1.0
+
 
 class Views(Mapping[View, Features]):
     """The answers, read only.
@@ -74,12 +82,20 @@ class Views(Mapping[View, Features]):
         features: By view.
         model: Encodes and fuses; for objectives that re-pair rows (matching).
         progress: How far the run is.
+        draw: Random numbers of this pass, for objectives that sample (matching's negatives).
     """
 
-    def __init__(self, features: Mapping[View, Features], model: MultimodalModel, progress: Progress) -> None:
+    def __init__(
+        self,
+        features: Mapping[View, Features],
+        model: MultimodalModel,
+        progress: Progress,
+        draw: Draw = Draw(seed=0, epoch=0),  # noqa: B008 - immutable
+    ) -> None:
         self._features = features
         self.model = model
         self.progress = progress
+        self.draw = draw
 
     def __getitem__(self, view: View) -> Features:
         return self._features[view]
@@ -136,6 +152,14 @@ class Objective(nn.Module):
             views: As given to `forward`.
         """
 
+    def follow(self, model: MultimodalModel, momentum: float) -> None:
+        """Move own averaged parts (a teacher's head) whenever the teacher moves.
+
+        Args:
+            model: Trained weights.
+            momentum: Of the moving average.
+        """
+
 
 def paired(a: Features, b: Features) -> tuple[Tensor, Tensor]:
     """Rows present in both.
@@ -152,6 +176,18 @@ def paired(a: Features, b: Features) -> tuple[Tensor, Tensor]:
         return a.rows[:0], a.rows[:0]
     match = b.rows[index_b] == a.rows
     return match.nonzero()[:, 0], index_b[match]
+
+
+def inputs_of(features: Features, batch: ModalityBatch) -> Any:
+    """The uncorrupted inputs of a view's rows, which may be fewer than the batch's (a fused view needs its context).
+
+    Args:
+        features: Of the view.
+        batch: Of its modality.
+    """
+    if len(features.rows) == len(batch.rows):
+        return batch
+    return batch.select(torch.searchsorted(batch.rows, features.rows))
 
 
 def mean_over(losses: Tensor, anchors: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Memory falls from O(n m) to O((n + m) d). The tile that fits a processor's cache
 too, although the backward pass multiplies again: dense softmax is bound by memory, not by arithmetic.
 
 Tiles: Inf-CL (Cheng et al., arXiv 2410.17243) for the log-sum-exp; SigLIP (Zhai et al., arXiv 2303.15343, 3.2).
-Accumulation is in float32 whatever the inputs are. Scale vectors before: the gradient of a temperature then is autograd's.
+Accumulation is in float32 whatever the inputs are. Scale vectors before: autograd then sees to the temperature.
 
 Letters: n rows, m columns, d size of the vectors.
 """
@@ -64,7 +64,7 @@ class _Search:
 def log_sum_exp(
     a: Tensor, b: Tensor, *, columns: bool = True, top: int = 0, groups: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Best]:
-    """log Σ_j exp(aᵢ·bⱼ) of every row i and log Σ_i exp(aᵢ·bⱼ) of every column j, in one pass.
+    """Log Σ_j exp(aᵢ·bⱼ) of every row i and log Σ_i exp(aᵢ·bⱼ) of every column j, in one pass.
 
     Args:
         a: (n, d), scaled by the inverse temperature.
@@ -76,7 +76,7 @@ def log_sum_exp(
     Returns:
         (n,) of the rows, (m,) of the columns (-inf if not wanted), and the best columns of each row (no gradient).
     """
-    rows, cols, values, indices = _LogSumExp.apply(a.float(), b.float(), columns, top, groups)
+    rows, cols, values, indices = _LogSumExp.apply(a.float(), b.float(), columns, top, groups)  # type: ignore[no-untyped-call]
     return rows, cols, Best(values, indices)
 
 
@@ -136,9 +136,8 @@ def softplus_sum(
     Returns:
         () the sum, and the best columns of each row by aᵢ·bⱼ + bias (no gradient).
     """
-    total, values, indices = _SoftplusSum.apply(
-        a.float(), b.float(), bias.float(), torch.is_grad_enabled(), top, groups
-    )
+    graded = torch.is_grad_enabled()
+    total, values, indices = _SoftplusSum.apply(a.float(), b.float(), bias.float(), graded, top, groups)  # type: ignore[no-untyped-call]
     return total, Best(values, indices)
 
 

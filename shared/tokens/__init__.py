@@ -1,1 +1,1 @@
-"""TODO."""
+"""From a modality's batch to `Tokens`: embedders, positions, corruptions."""

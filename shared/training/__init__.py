@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tasks, optimiser, stages, recipes, checkpoints: what turns parts into a run."""

@@ -62,10 +62,17 @@ def register(domain: str) -> None:
 
 
 class RecipeParser(LightningCLI):
-    """Parses a recipe and flags; builds the task and the data, and the trainer on demand."""
+    """Parses a recipe and flags; builds the task and the data, and the trainer on demand.
 
-    def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = ()) -> None:
-        self.recipe, self.tree = recipe, tree
+    Args:
+        recipe: Where the tree comes from.
+        tree: The recipe at one size.
+        flags: The user's, which go before the tree.
+        member: Of an ensemble: another seed for weights, order and dropout; splits stay those of the seed given.
+    """
+
+    def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = (), *, member: int = 0) -> None:
+        self.recipe, self.tree, self.member = recipe, tree, member
         self._flags = list(flags)
         for flag in self._flags:
             if flag.lstrip("-").split("=")[0].split(".")[-1] in FORBIDDEN:
@@ -111,17 +118,19 @@ class RecipeParser(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data module and the task, not the trainer."""
-        trainer = self.config.pop("trainer")
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
         except PolyfmError:
             raise
         except (ValueError, TypeError) as error:
             raise RecipeError(str(error), where=self.recipe.path) from error
-        finally:
-            self.config["trainer"] = trainer
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
+        seed = int(self.config["seed_everything"])
+        self.datamodule.split_seed, self.datamodule.seed = seed, seed + 1_000 * self.member
+
+    def _set_seed(self) -> None:
+        L.seed_everything(int(self.config["seed_everything"]) + 1_000 * self.member, workers=True, verbose=False)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run: flags applied, parts by their short names."""
@@ -142,8 +151,7 @@ class RecipeParser(LightningCLI):
             callbacks: Beside those of the recipe.
             overrides: Arguments of the Trainer that go before the recipe's.
         """
-        config = self.parser.instantiate_classes(type(self.config)(trainer=self.config["trainer"]))["trainer"]
-        settings = {**config, **overrides}
+        settings = {**self.config_init["trainer"], **overrides}
         settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
         settings["plugins"] = [*(settings.get("plugins") or []), SafeCheckpointIO()]
         return L.Trainer(**{**settings, "default_root_dir": str(run)})

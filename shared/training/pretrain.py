@@ -112,6 +112,8 @@ class PretrainTask(L.LightningModule):
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if self.teacher is not None and (stepped or self.trainer.is_last_batch):
             move_average(self.teacher, self.model, self.momentum)
+            for objective in self.objectives.values():
+                objective.follow(self.model, self.momentum)  # type: ignore[operator]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses under corruptions that are the same every time."""

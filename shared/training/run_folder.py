@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from polyfm.shared.data.datamodule import DataModule
-from polyfm.shared.data.manifest import sha256_file
+from polyfm.shared.data.manifest import SourceFile, manifest
 from polyfm.shared.errors import UsageError
 
 LIBRARIES = ("polyfm", "torch", "lightning", "jsonargparse", "numpy", "pandas", "scikit-learn", "rdkit", "torchdata")
@@ -108,7 +108,9 @@ class RunFolder:
         """
         data.splits.to_csv(self.path / "splits.csv")
         data.quarantine.to_csv(self.path / "quarantine.csv")
-        self.write_environment({"data": {str(file): sha256_file(file) for file in data.source_files()}})
+        data.notices.to_csv(self.path / "notices.csv")
+        sources = [SourceFile.of(file) for file in data.source_files()]
+        self.write_environment({"data": manifest(sources, data.quarantine, data.notices)})
 
     def write_environment(self, extra: dict[str, Any]) -> None:
         """Keep versions, commit, command and data hashes.

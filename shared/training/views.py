@@ -77,7 +77,7 @@ def answer(
                 features[view] = seen if selected is None else seen.replace(selected=selected)
             else:
                 features[view] = _fused(view, features, source)
-    return Views(features, model, progress)
+    return Views(features, model, progress, draw)
 
 
 def _fused(view: View, features: dict[View, Features], model: nn.Module) -> Features:

@@ -1,0 +1,317 @@
+"""Molecules against their peers: SMILES to graph batches, descriptors, streaming. See benchmarks/README.md.
+
+python benchmarks/molecules.py [--section graphs|descriptors|stream] [--out benchmarks/results/molecules.md]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: every figure is per core
+
+import argparse
+import gzip
+import itertools
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rdkit import Chem, RDConfig, rdBase
+from rdkit.Chem import Descriptors
+
+from polyfm.domains.molecules.atom_graph import ATOM_FIELDS, FIELD_SETS, Field, atom_graph, atom_graphs
+from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table, descriptors
+from polyfm.domains.molecules.read import stream_smiles
+from polyfm.domains.molecules.smiles_graph import read_smiles
+from polyfm.shared.data.batch import Graphs
+from polyfm.shared.errors import MissingExtraError
+
+ROUNDS = 15
+GRAPH_MOLECULES = 2048
+DESCRIPTOR_MOLECULES = 256
+STREAM_MOLECULES = 1_000_000
+FIRST = "polyfm"
+Seconds = NDArray[np.float64]
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def race(ways: dict[str, Callable[[], object]], count: int, rounds: int = ROUNDS) -> dict[str, Seconds]:
+    """CPU-seconds per item of each way, (rounds,): one run of every way a round, so that each round is a pair.
+
+    The order turns by one from round to round; a first round that fills caches is thrown away.
+
+    Args:
+        ways: By name; each does all the items once.
+        count: Items.
+        rounds: How often.
+    """
+    names = list(ways)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.process_time()
+            ways[name]()
+            taken[name].append((time.process_time() - start) / count)
+    return {name: np.array(times[1:]) for name, times in taken.items()}
+
+
+def interval(values: Seconds) -> tuple[float, float, float]:
+    """Median and its 95 % bootstrap interval (2,000 resamples)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)
+
+
+def table(taken: dict[str, Seconds], ours: str) -> list[str]:
+    """Markdown rows: rate of each way, and how many times faster ``ours`` is, pair by pair."""
+    lines = [f"| way | per CPU-second | µs each | {ours} is faster by |", "|---|---:|---:|---|"]
+    for name, times in taken.items():
+        median = float(np.median(times))
+        ratio = "" if name == ours else "{:.2f}× [{:.2f}, {:.2f}]".format(*interval(times / taken[ours]))
+        lines.append(f"| {name} | {1 / median:,.0f} | {median * 1e6:.1f} | {ratio} |")
+    return lines
+
+
+# --- Data ---------------------------------------------------------------------------------------------------------------
+
+
+def molecule_sets() -> dict[str, list[str]]:
+    """Canonical SMILES by name of the set: ZINC and ChEBI-20 from $POLYFM_DATA, else the NCI file that RDKit ships."""
+    folder = os.environ.get("POLYFM_DATA")
+    if folder is None:
+        with (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").open() as lines:
+            return {"NCI (RDKit's first_5K.smi)": canonical(line.split()[0] for line in lines)}
+    with gzip.open(Path(folder) / "molecules" / "zinc250k_jtnn_valid.smi.gz", "rt") as lines:
+        zinc = canonical(line.split()[0] for line in lines)
+    with gzip.open(Path(folder) / "molecules" / "chebi20_validation.tsv.gz", "rt") as lines:
+        next(lines)
+        chebi = canonical(line.split("\t")[1] for line in lines)
+    return {"ZINC": zinc, "ChEBI-20 (natural products: stereo, charges)": chebi}
+
+
+def canonical(texts: Iterator[str]) -> list[str]:
+    """Canonical isomeric SMILES of as many molecules as a race takes, unreadable ones left out."""
+    with rdBase.BlockLogs():
+        mols = (Chem.MolFromSmiles(text) for text in texts)
+        good = (mol for mol in mols if mol is not None and mol.GetNumAtoms())
+        return [Chem.MolToSmiles(mol) for mol in itertools.islice(good, GRAPH_MOLECULES)]
+
+
+# --- SMILES to graph batches --------------------------------------------------------------------------------------------
+
+
+def graphs() -> list[str]:
+    """From a list of SMILES to a packed batch, single thread, in batches of 64 and 512."""
+    try:
+        from chemprop.data.collate import BatchMolGraph
+        from chemprop.featurizers import CuikmolmakerMolGraphFeaturizer, SimpleMoleculeMolGraphFeaturizer
+        from chemprop.utils.utils import make_mol
+    except ImportError as error:
+        raise MissingExtraError("chemprop", "bench") from error
+
+    cuik, default = CuikmolmakerMolGraphFeaturizer(), SimpleMoleculeMolGraphFeaturizer()
+    lines = [
+        "`RDKit parse` is `MolFromSmiles` alone, without any feature. chemprop's two ways parse and sanitise with RDKit; so does "
+        "the last row. polyfm takes canonical SMILES that were parsed and sanitised once, when the file was read, and reads them "
+        "without RDKit; molecules it leaves unread are parsed and sanitised by RDKit, and so are, for E/Z, those with `/` or `\\`. "
+        "chemprop makes one-hot floats, polyfm categories (int64) for embedding tables; that both say the same is checked on every "
+        "molecule before the clock starts.",
+    ]
+    for name, smiles in molecule_sets().items():
+        checked = sum(same_features(atom_graphs([text]), cuik([text])) for text in smiles)
+        marked = sum("/" in text or "\\" in text for text in smiles)
+        lines += [
+            "",
+            f"### {name}",
+            "",
+            f"{len(smiles)} molecules, {np.mean([Chem.MolFromSmiles(text).GetNumAtoms() for text in smiles]):.1f} atoms each; "
+            f"features equal chemprop's on {checked}; {read_smiles(smiles).unread.mean():.1%} left unread, "
+            f"{marked / len(smiles):.1%} with `/` or `\\`.",
+        ]
+        for size in (64, 512):
+            batches = [smiles[start : start + size] for start in range(0, len(smiles), size)]
+            ways: dict[str, Callable[[], object]] = {
+                FIRST: lambda b=batches: [atom_graphs(batch) for batch in b],
+                "chemprop, cuik-molmaker batch path": lambda b=batches: [cuik(batch) for batch in b],
+                "chemprop, default path": lambda b=batches: [
+                    BatchMolGraph([default(make_mol(text)) for text in batch]) for batch in b
+                ],
+                "RDKit parse": lambda b=batches: [Chem.MolFromSmiles(text) for batch in b for text in batch],
+                "polyfm, every molecule through RDKit": lambda b=batches: [
+                    atom_graph(Chem.MolFromSmiles(text)) for batch in b for text in batch
+                ],
+            }
+            lines += ["", f"Batches of {size}:", "", *table(race(ways, len(smiles)), FIRST)]
+    return lines
+
+
+def same_features(ours: Graphs, theirs: Any) -> bool:
+    """Whether our categories hold the same as chemprop's V2 one-hot features of one molecule.
+
+    Args:
+        ours: A batch of one, fields "full".
+        theirs: chemprop's graph of it.
+    """
+    atoms = dict(zip([f.name for f in FIELD_SETS["full"].atoms], ours.node_features.T.numpy(), strict=True))
+    bonds = dict(zip([f.name for f in FIELD_SETS["full"].bonds], ours.edge_features.T.numpy(), strict=True))
+    fields = {field.name: field for field in ATOM_FIELDS}
+
+    def hot(column: NDArray[Any], field: Field, choices: Sequence[int]) -> NDArray[Any]:
+        numbers = np.append(field.values, -99)[column]
+        known = numbers[:, None] == np.array(choices)
+        return np.column_stack((known, ~known.any(1)))
+
+    numbers = np.append(fields["atomic_number"].values, 0)[atoms["atomic_number"]]
+    weights = np.array([Chem.GetPeriodicTable().GetAtomicWeight(int(number)) for number in numbers])
+    labelled = atoms["isotope"] != fields["isotope"].values.index(0)
+    nodes = [
+        hot(atoms["atomic_number"], fields["atomic_number"], [*range(1, 37), 53]),
+        hot(atoms["degree"], fields["degree"], range(6)),
+        hot(atoms["charge"], fields["charge"], [-1, -2, 1, 2, 0]),
+        hot(atoms["chirality"], fields["chirality"], range(4)),
+        hot(atoms["hydrogens"], fields["hydrogens"], range(5)),
+        hot(atoms["hybridisation"], fields["hybridisation"], [1, 2, 3, 5, 4, 6, 7]),
+        atoms["aromatic"],
+        np.where(
+            labelled, theirs.V[:, -1].numpy(), 0.01 * weights
+        ),  # a label's exact mass is not in the periodic table
+    ]
+    edges = [
+        np.zeros(len(bonds["type"])),
+        np.eye(5)[bonds["type"]][:, :4],
+        bonds["conjugated"],
+        bonds["in_ring"],
+        np.eye(7)[bonds["stereo"]],
+    ]
+    mine, their_edges = ours.edge_index.numpy(), theirs.edge_index.numpy()
+    order, their_order = np.lexsort(mine), np.lexsort(their_edges)
+    return (
+        np.allclose(np.column_stack(nodes), theirs.V.numpy(), atol=1e-6)
+        and np.array_equal(mine[:, order], their_edges[:, their_order])
+        and np.array_equal(np.column_stack(edges)[order], theirs.E.numpy()[their_order])
+    )
+
+
+# --- Descriptors --------------------------------------------------------------------------------------------------------
+
+
+def descriptors_section() -> list[str]:
+    """SPMM's 53 descriptors from SMILES: RDKit's functions one by one, ours, and from the disk cache."""
+    functions = [getattr(Descriptors, "qed" if name == "QED" else name) for name in DESCRIPTORS]
+    name, every = next(iter(molecule_sets().items()))
+    smiles = every[:DESCRIPTOR_MOLECULES]
+    mols = [Chem.MolFromSmiles(text) for text in smiles]
+    plain = np.array([[function(mol) for function in functions] for mol in mols], np.float64)
+    equal = sum(np.array_equal(descriptors(mol), row, equal_nan=True) for mol, row in zip(mols, plain, strict=True))
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["POLYFM_CACHE"] = folder
+        descriptor_table(smiles)
+        taken = race(
+            {
+                FIRST: lambda: [descriptors(Chem.MolFromSmiles(text)) for text in smiles],
+                "RDKit's functions one by one": lambda: [
+                    [function(mol) for function in functions] for mol in map(Chem.MolFromSmiles, smiles)
+                ],
+                "polyfm, from the disk cache": lambda: descriptor_table(smiles),
+            },
+            len(smiles),
+        )
+    cached = interval(taken["RDKit's functions one by one"] / taken["polyfm, from the disk cache"])
+    return [
+        f"{name}, {len(smiles)} molecules, parsing included; bit-equal to RDKit's functions on {equal} of {len(smiles)}.",
+        "",
+        *table(taken, FIRST),
+        "",
+        "The disk cache is {:.0f}× [{:.0f}, {:.0f}] as fast as RDKit's functions.".format(*cached),
+    ]
+
+
+# --- Streaming ----------------------------------------------------------------------------------------------------------
+
+
+def stream() -> list[str]:
+    """A file of a million SMILES to graph batches: time, and growth of the process."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    name, smiles = next(iter(molecule_sets().items()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "molecules.smi"
+        with path.open("w") as file:
+            for index, text in zip(range(STREAM_MOLECULES), itertools.cycle(smiles)):
+                file.write(f"{text} {index}\n")
+        num_molecules, num_atoms, before = 0, 0, 0
+        start = time.process_time()
+        for block in stream_smiles(path, isomeric=True):
+            for low in range(0, len(block.smiles), 512):
+                num_atoms += len(atom_graphs(block.smiles[low : low + 512]).node_features)
+            num_molecules += len(block.smiles)
+            # What the first block takes is the price of starting; growth is what comes after it.
+            before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.process_time() - start
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+    return [
+        f"{num_molecules:,} SMILES ({name}, over and over) from a .smi file, canonicalised, to packed graphs of {num_atoms:,} "
+        "atoms in batches of 512, one process:",
+        "",
+        "| CPU-seconds | molecules per CPU-second | growth of peak memory after the first block, MB |",
+        "|---:|---:|---:|",
+        f"| {seconds:.0f} | {num_molecules / seconds:,.0f} | {growth:.0f} |",
+    ]
+
+
+# --- Report -------------------------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "graphs": ("SMILES to graph batches", graphs),
+    "descriptors": ("53 descriptors", descriptors_section),
+    "stream": ("A million SMILES", stream),
+}
+
+
+def environment() -> str:
+    """Versions and threads, for the table."""
+    packages = ("rdkit", "chemprop", "cuik_molmaker_pin", "torch", "numpy")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    load = os.getloadavg()[0]
+    return (
+        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the "
+        f"start; 1 thread; {ROUNDS} rounds, medians, 95 % bootstrap intervals of the paired ratios in brackets."
+    )
+
+
+def main() -> None:
+    """Measure and write the table; sections that are not measured keep what the file has."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--section", choices=[*SECTIONS], action="append", help="default: all")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "molecules.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    written: dict[str, str] = {}
+    if options.out.exists():
+        parts = options.out.read_text().split("\n## ")[1:]
+        written = {title: body.strip() for title, _, body in (part.partition("\n") for part in parts)}
+    for key in options.section or SECTIONS:
+        title, measure = SECTIONS[key]
+        described = environment()
+        written[title] = "\n".join([f"{described}", "", *measure()])
+        print(f"## {title}\n\n{written[title]}\n")
+    titles = [title for title, _ in SECTIONS.values() if title in written]
+    text = "# Molecules\n\nMade by `python benchmarks/molecules.py`; how to read it: [benchmarks/README.md](../README.md).\n"
+    text += "".join(f"\n## {title}\n\n{written[title]}\n" for title in titles)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""`MoleculeDataModule`: a file of molecules to batches of SMILES tokens, descriptors and atom graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyfm.domains.molecules.atom_graph import atom_graphs
+from polyfm.domains.molecules.baselines import baselines
+from polyfm.domains.molecules.canonical import Canonicaliser, Refused
+from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
+from polyfm.domains.molecules.read import MoleculeTable, read_molecules
+from polyfm.domains.molecules.sample import MoleculeSample
+from polyfm.domains.molecules.scaffold import scaffolds
+from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
+from polyfm.shared.data.batch import Batch, ModalityBatch
+from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
+from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.progress import Progress
+from polyfm.shared.data.sampler import Key
+from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
+from polyfm.shared.errors import DataError, RecipeError
+
+MODALITIES = ("smiles", "properties", "graph")
+
+
+class MoleculeDataModule(DataModule):
+    """Molecules from CSV, TSV, Parquet, SMI or SDF.
+
+    Args:
+        path: What to read.
+        smiles: Column of the SMILES; guessed from a documented list, and announced, if empty.
+        targets: Columns of the labels; none in pre-training.
+        id: Column of the ids; guessed, else file and row, if empty.
+        split: ``scaffold`` (Bemis-Murcko without chirality, groups by size, ties by sha256), ``random``, or the name of
+            a column that holds train, valid or test.
+        fractions: Of training, validation and test, for scaffold and random.
+        modalities: What is made of each molecule: smiles, properties, graph.
+        tokenizer: SMILES to ids.
+        max_tokens: Longer SMILES are cut there, and counted.
+        fields: Which features an atom graph has: ``gin`` or ``full``.
+        largest_fragment: Keep only the largest fragment of salts and mixtures.
+        batch_size: Samples in a step, on each process.
+        token_budget: Most tokens in a step, padding counted; 0 for none.
+        num_workers: Processes that make batches (and parse the file); 0 works in the training process.
+    """
+
+    table: MoleculeTable
+
+    def __init__(
+        self,
+        path: str,
+        smiles: str = "",
+        targets: list[str] = [],  # noqa: B006 - read only
+        id: str = "",
+        split: str = "scaffold",
+        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        modalities: list[str] = ["smiles"],  # noqa: B006 - read only
+        tokenizer: Callable[[], SmilesTokenizer] = RegexTokenizer,
+        max_tokens: int = 256,
+        fields: str = "full",
+        largest_fragment: bool = False,
+        batch_size: int = 64,
+        token_budget: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(path, batch_size, token_budget, num_workers)
+        self.smiles, self.targets, self.id, self.split, self.fractions = smiles, list(targets), id, split, fractions
+        unknown = sorted(set(modalities) - set(MODALITIES))
+        if unknown:
+            raise RecipeError(
+                f"molecules have no modality {unknown[0]!r}",
+                where="data.modalities",
+                remedy=f"Choose from: {', '.join(MODALITIES)}",
+            )
+        self.modalities, self.fields = list(modalities), fields
+        self.tokenizer, self.max_tokens, self.largest_fragment = tokenizer(), max_tokens, largest_fragment
+        self.standardiser = Standardiser()
+
+    # Reading --------------------------------------------------------------------------------------------------------
+
+    def read(self) -> Splits:
+        """See `DataModule.read`."""
+        by_column = self.split not in ("scaffold", "random")
+        self.table = table = read_molecules(
+            self.path,
+            smiles=self.smiles or None,
+            targets=self.targets,
+            id=self.id or None,
+            split=self.split if by_column else None,
+            largest_fragment=self.largest_fragment,
+            limit=self.limit,
+            workers=self.num_workers,
+        )
+        self.quarantine, self.notices = table.quarantine, table.notices
+        self.remarks = [f"{role} taken from column {name!r}" for role, name in table.guesses.items()]
+        groups = scaffolds(table.smiles)
+        if by_column:
+            names = column_split(table.split or [])
+        elif self.split == "random":
+            names = random_split(table.ids, self.fractions, seed=self.split_seed)
+        else:
+            names = group_split(groups, self.fractions)
+        return Splits(table.ids, groups, names)
+
+    def fit_transforms(self, train: np.ndarray) -> None:
+        """See `DataModule.fit_transforms`."""
+        self.tokenizer.fit([self.table.smiles[i] for i in train])
+        if "properties" in self.modalities:
+            self.standardiser.fit(self.descriptors[train])
+
+    @cached_property
+    def descriptors(self) -> np.ndarray:
+        """(n, 53) descriptors of every molecule, own units; from the disk cache where known."""
+        with Progress("descriptors") as bar:
+            return descriptor_table(self.table.smiles, workers=self.num_workers, progress=bar.update)
+
+    def transforms_state(self) -> dict[str, Any]:
+        """See `DataModule.transforms_state`."""
+        state: dict[str, Any] = {"tokenizer": self.tokenizer.state()}
+        if "properties" in self.modalities:
+            state["standardiser"] = self.standardiser.state()
+        return state
+
+    def load_transforms(self, state: dict[str, Any]) -> None:
+        """See `DataModule.load_transforms`."""
+        self.tokenizer.load(state["tokenizer"])
+        if "standardiser" in state:
+            self.standardiser.load(state["standardiser"])
+        elif "properties" in self.modalities:
+            raise DataError("the run that this starts from has no means and scales of the descriptors")
+
+    # Batches --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
+        cut = int((lengths > self.max_tokens).sum())
+        if cut:
+            self.remarks.append(f"{cut} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)")
+        return np.minimum(lengths, self.max_tokens)
+
+    def lengths(self) -> np.ndarray:
+        """See `DataModule.lengths`."""
+        return self._lengths
+
+    def make_samples(self, keys: list[Key]) -> list[MoleculeSample]:
+        """See `DataModule.make_samples`."""
+        table = self.table
+        properties = self.descriptors if "properties" in self.modalities else None
+        return [
+            MoleculeSample(
+                id=table.ids[i],
+                group=self.splits.groups[i],
+                row=int(table.rows[i]),
+                smiles=table.smiles[i],
+                properties=None if properties is None else properties[i],
+                targets={"labels": table.targets[i]} if self.targets else {},
+            )
+            for i, _ in keys
+        ]
+
+    def samples_from(self, items: Any) -> list[MoleculeSample]:
+        """See `DataModule.samples_from`.
+
+        Args:
+            items: Path of a file in any format that `read_molecules` reads, SMILES strings, or samples.
+
+        Raises:
+            DataError: A string is no molecule. What a file holds of such goes to ``quarantine`` instead.
+        """
+        if isinstance(items, str | Path):
+            table = read_molecules(
+                items,
+                smiles=self.smiles or None,
+                largest_fragment=self.largest_fragment,
+                duplicates="keep",
+                workers=self.num_workers,
+            )
+            self.quarantine, self.notices = table.quarantine, table.notices
+            smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
+        elif items and isinstance(items[0], MoleculeSample):
+            return list(items)
+        else:
+            results = Canonicaliser(largest_fragment=self.largest_fragment)(list(items))
+            for i, result in enumerate(results):
+                if isinstance(result, Refused):
+                    raise DataError(f"{items[i]!r} is no molecule: {result.kind}, {result.detail}", where=f"item {i}")
+            smiles, rows = [result.smiles for result in results], list(range(1, len(results) + 1))
+            ids = [str(row) for row in rows]
+        properties: Sequence[Any] = [None] * len(smiles)
+        if "properties" in self.modalities:
+            with Progress("descriptors") as bar:
+                properties = list(descriptor_table(smiles, progress=bar.update))
+        return [
+            MoleculeSample(id=id, group="", row=row, smiles=text, properties=values, targets={})
+            for id, row, text, values in zip(ids, rows, smiles, properties, strict=True)
+        ]
+
+    def collate(self, samples: Sequence[MoleculeSample]) -> Batch:
+        """See `DataModule.collate`."""
+        smiles = [sample.smiles for sample in samples]
+        modalities: dict[str, ModalityBatch] = {}
+        if "smiles" in self.modalities:
+            modalities["smiles"] = pack_ids([None if text is None else self._encode(text) for text in smiles])
+        if "properties" in self.modalities:
+            rows = [None if s.properties is None else self.standardiser.apply(s.properties) for s in samples]
+            modalities["properties"] = stack_values(rows, len(DESCRIPTORS))
+        if "graph" in self.modalities:
+            rows_present = [row for row, text in enumerate(smiles) if text is not None]
+            graphs = atom_graphs([text for text in smiles if text is not None], self.fields)
+            modalities["graph"] = graphs.replace(rows=torch.tensor(rows_present, dtype=torch.int64))
+        targets = {}
+        if samples and "labels" in samples[0].targets:
+            labels = np.stack([sample.targets["labels"] for sample in samples])
+            targets["labels"] = torch.from_numpy(labels.astype(np.float32))
+        return Batch(
+            ids=[sample.id for sample in samples],
+            keys=torch.tensor([sample_key(sample.id) for sample in samples], dtype=torch.int64),
+            modalities=modalities,
+            targets=targets,
+            groups=group_ids([text or sample.id for text, sample in zip(smiles, samples, strict=True)]),
+        )
+
+    def _encode(self, smiles: str) -> np.ndarray:
+        ids = self.tokenizer.encode([smiles])[0]
+        return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], SEP)
+
+    # Labels, baselines, evaluation ----------------------------------------------------------------------------------
+
+    def target_names(self) -> list[str]:
+        """See `DataModule.target_names`."""
+        return self.targets
+
+    def target_values(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataModule.target_values`."""
+        return self.table.targets[indices]
+
+    def baselines(self, target: Any) -> dict[str, Callable[[], np.ndarray]]:
+        """See `DataModule.baselines`."""
+        parts = self.part("train"), self.part("test")
+        return baselines(self.table.smiles, self.table.targets, *parts, target, self.seed)
+
+    def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
+        """See `DataModule.evaluate`: retrieval both ways, the map, generation where the recipe can."""
+        from polyfm.domains.molecules.evaluate import evaluate
+
+        return evaluate(task, self)

@@ -1,0 +1,162 @@
+"""What a pre-trained molecule model is worth: retrieval both ways, a map, generated molecules. Metrics and panels."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.generate import read_properties, write_smiles
+from polyfm.domains.molecules.metrics import generation_metrics, r2_per_column
+from polyfm.domains.molecules.render import card
+from polyfm.shared.evaluation.report.page import Panel
+from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
+from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
+from polyfm.shared.objectives.causal import CausalLM, NextValue
+
+GENERATED = 128
+MAPPED = 2000
+
+
+def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], list[Panel]]:
+    """Metrics on the test part, and the report's panels.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+    """
+    metrics: dict[str, float] = {}
+    panels: list[Panel] = []
+    vectors = embed_part(task, data, "test")
+    smiles = [data.table.smiles[i] for i in data.part("test")]
+    found: dict[str, Retrieval] = {}
+    for a, b in itertools.combinations([name for name, rows in vectors.items() if rows[1] is not None], 2):
+        for query, answer in ((a, b), (b, a)):
+            result = retrieve(vectors[query][1], vectors[answer][1])  # type: ignore[arg-type]
+            found[f"{query} → {answer}"] = result
+            for k in (1, 5, 10):
+                metrics[f"retrieval/{query}-{answer}/r@{k}"] = result.recall(k)
+            metrics[f"retrieval/{query}-{answer}/mrr"] = result.mrr
+        metrics["retrieval/chance_r@10"] = result.chance(10)
+    if found:
+        panels.append(retrieval_panel(found, smiles))
+    kinds = {type(objective) for objective in task.objectives.values()}
+    if "properties" in data.modalities and CausalLM in kinds:
+        more, panel = generation(task, data)
+        metrics |= more
+        panels.append(panel)
+    if "properties" in data.modalities and NextValue in kinds:
+        metrics |= told_properties(task, data)
+    panels.append(embedding_map(task, data))
+    return metrics, panels
+
+
+@torch.inference_mode()
+def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Pooled and projected vectors of a part, by modality.
+
+    Args:
+        task: Trained.
+        data: Set up.
+        part: train, valid or test.
+    """
+    task.eval()
+    pooled: dict[str, list[np.ndarray]] = {}
+    projected: dict[str, list[np.ndarray]] = {}
+    for batch in data.loader(part, shuffle=False):
+        batch = batch.to(task.device)
+        for name, encoder in task.model.encoders.items():
+            features = encoder(batch[name])
+            pooled.setdefault(name, []).append(features.pooled.float().cpu().numpy())
+            if features.projected is not None:
+                projected.setdefault(name, []).append(features.projected.float().cpu().numpy())
+    return {
+        name: (np.concatenate(rows), np.concatenate(projected[name]) if name in projected else None)
+        for name, rows in pooled.items()
+    }
+
+
+def retrieval_panel(found: dict[str, Retrieval], smiles: list[str], shown: int = 3) -> Panel:
+    """Recall table, and for some queries the five best answers, the right one framed.
+
+    Args:
+        found: By direction.
+        smiles: Of the pool.
+        shown: Queries per direction.
+    """
+    body = retrieval_table(found)
+    rng = np.random.default_rng(0)
+    for name, result in found.items():
+        body += f"<h3>{name}</h3>"
+        for query in rng.choice(len(smiles), min(shown, len(smiles)), replace=False):
+            answers = "".join(
+                card(smiles[i], f"rank {rank + 1}", "right" if i == query else "wrong") for rank, i in enumerate(result.top[query])
+            )
+            asked = card(smiles[query], f"query; right answer at rank {result.ranks[query]:.0f}")
+            body += f'<div class="pair">{asked}<span class="arrow">→</span><div class="cards">{answers}</div></div>'
+    note = (
+        "Each test molecule is looked up by its other modality among all test molecules. Properties have no picture: the "
+        "molecule that has them is drawn. Queries are drawn at random; the right answer has a green frame."
+    )
+    return Panel(title="Retrieval", body=body, note=note, wide=True)
+
+
+def generation(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], Panel]:
+    """Molecules written for the properties of test molecules, and for a part of them only.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+    """
+    rows = data.part("test")[:GENERATED]
+    wanted = data.descriptors[rows]
+    known = [data.table.smiles[i] for i in data.part("train")]
+    written = write_smiles(task, data, wanted)
+    metrics = {
+        f"generation/{name}": value
+        for name, value in generation_metrics(written, wanted, known, data.standardiser.scale).items()
+    }
+    body = "".join(
+        f'<div class="pair">{card(data.table.smiles[i], "has the properties")}<span class="arrow">→</span>'
+        f"{card(text, 'written for them')}</div>"
+        for i, text in zip(rows[:6], written[:6], strict=True)
+    )
+    measured = ", ".join(f"{name.split('/')[1]} {value:.3g}" for name, value in metrics.items())
+    note = f"SMILES written by beam search (k = 2) for all 53 properties of {len(rows)} test molecules: {measured}."
+    return metrics, Panel(title="Generated molecules", body=f'<div class="cards">{body}</div>', note=note, wide=True)
+
+
+def told_properties(task: Any, data: MoleculeDataModule) -> dict[str, float]:
+    """How well the 53 properties are told from SMILES.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+    """
+    rows = data.part("test")[:GENERATED]
+    told = read_properties(task, data, [data.table.smiles[i] for i in rows])
+    r2 = r2_per_column(told, data.descriptors[rows])
+    return {"properties/mean_r2": float(np.nanmean(r2)), "properties/median_r2": float(np.nanmedian(r2))}
+
+
+def embedding_map(task: Any, data: MoleculeDataModule, title: str = "Map of molecules") -> Panel:
+    """The first modality's vectors in two dimensions, by scaffold and by split.
+
+    Args:
+        task: Trained.
+        data: Set up.
+        title: Of the panel.
+    """
+    first = next(iter(task.model.encoders))
+    parts = [name for name in ("train", "valid", "test") if len(data.part(name))]
+    vectors = np.concatenate([embed_part(task, data, name)[first][0] for name in parts])
+    rows = np.concatenate([data.part(name) for name in parts])
+    split = np.concatenate([[name] * len(data.part(name)) for name in parts])
+    if len(rows) > MAPPED:
+        keep = np.sort(np.random.default_rng(0).choice(len(rows), MAPPED, replace=False))
+        vectors, rows, split = vectors[keep], rows[keep], split[keep]
+    scaffold = np.array([data.splits.groups[i] or "no ring" for i in rows])
+    return map_panel(vectors, {"by scaffold": scaffold, "by split": split}, title=title)

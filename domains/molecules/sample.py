@@ -1,0 +1,28 @@
+"""`MoleculeSample`: one molecule as read, before any tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyfm.shared.data.carrier import Carrier
+
+
+class MoleculeSample(Carrier):
+    """One molecule with whatever is known of it; None marks a modality that is missing."""
+
+    id: str
+    """Name of the molecule in its file, unique within a data set."""
+    group: str
+    """Bemis-Murcko scaffold as SMILES without chirality, "" if acyclic: what a scaffold split never cuts."""
+    row: int
+    """Which record of the file it was, from 1."""
+    smiles: str | None = None
+    """Canonical SMILES."""
+    properties: NDArray[np.float64] | None = None
+    """(53,) RDKit descriptors in the order and the units of `descriptors.DESCRIPTORS`, NaN where not computable."""
+    text: str | None = None
+    """Description in natural language."""
+    targets: dict[str, NDArray[np.float64]]
+    """By name: (tasks,) measured values or 0/1 labels in the unit of the file, NaN where missing. Empty in
+    pre-training."""

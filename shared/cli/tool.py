@@ -1,0 +1,30 @@
+"""`polyfm tool DOMAIN NAME INPUT`: tools that only one domain has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from polyfm.shared.cli.list import domains
+from polyfm.shared.errors import MissingExtraError, UsageError
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After ``tool``.
+    """
+    if not words or words[0] not in domains():
+        raise UsageError("which domain's tools?", remedy=f"polyfm tool DOMAIN NAME INPUT, with DOMAIN of: {', '.join(domains())}")
+    try:
+        tools = importlib.import_module(f"polyfm.domains.{words[0]}.tools").TOOLS
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), words[0]) from error
+    if len(words) < 2 or words[1] in ("-h", "--help"):
+        for name, tool in tools.items():
+            print(f"polyfm tool {words[0]} {name:<12} {tool.__doc__.splitlines()[0]}")
+        return
+    if words[1] not in tools:
+        raise UsageError(f"{words[0]} has no tool {words[1]!r}", remedy=f"Choose one of: {', '.join(tools)}")
+    tools[words[1]](words[2:])

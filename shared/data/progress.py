@@ -1,0 +1,46 @@
+"""A bar for work outside training that takes over two seconds."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+PATIENCE = 2.0
+"""Seconds before a bar appears: quick work needs none."""
+
+
+class Progress:
+    """A bar that appears when the work turns out to be long.
+
+    Args:
+        what: Is being done.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self._start = what, time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        """Show how far the work is.
+
+        Args:
+            done: Items done.
+            total: Items to do.
+        """
+        if self._bar is None and time.monotonic() - self._start < PATIENCE:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc=self.what, leave=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,60 @@
+"""Several runs that differ only in their seed: their mean predicts, their spread says how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyfm.shared.deployment.inference import load
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsemblePredictions:
+    """Predictions for items, in their order."""
+
+    ids: list[str]
+    """n ids."""
+    names: list[str]
+    """Of the columns: labels, or classes."""
+    values: np.ndarray
+    """(n, columns) mean over members, in the labels' own unit, or probabilities."""
+    spread: np.ndarray | None
+    """(n, columns) standard deviation over members; None for a single run."""
+    notes: list[str]
+    """What was dropped or announced while reading."""
+
+
+def members(run: str | Path) -> list[Path]:
+    """Folders of an ensemble's members; the run itself if it is no ensemble.
+
+    Args:
+        run: Folder of a run or of an ensemble.
+    """
+    found = sorted(Path(run).glob("member_*/recipe.yaml"))
+    return [path.parent for path in found] or [Path(run)]
+
+
+def predict(run: str | Path, items: Any) -> EnsemblePredictions:
+    """Predictions of a run, or of an ensemble's members together.
+
+    Args:
+        run: Folder of a run or of an ensemble.
+        items: A path, or the domain's own items.
+    """
+    values = []
+    for folder in members(run):
+        model = load(folder)
+        found = model.predict(items)
+        values.append(found.values)
+        notes = model.data.summary()
+    stack = np.stack(values)
+    return EnsemblePredictions(
+        ids=found.ids,
+        names=found.names,
+        values=stack.mean(axis=0),
+        spread=stack.std(axis=0, ddof=1) if len(stack) > 1 else None,
+        notes=notes,
+    )

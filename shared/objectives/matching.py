@@ -1,0 +1,104 @@
+"""Matching: does this pair belong together? Asked of hard pairs (ALBEF, Li et al., arXiv 2107.07651, 3.2).
+
+    L = -1/(3n) Σ log softmax(W [h_a; h_b])_y
+
+over n true pairs (y = 1) and, for each item of either side, one wrong partner from the batch (y = 0), drawn from
+softmax_j(aᵢ·bⱼ / τ) over the j of other groups. h_a is the pooled output of the fusion of a attending to b, h_b of b
+attending to a: the same blocks run both ways (SPMM, Chang and Ye, Nat. Commun. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyfm.shared.backbones.encoder import Encoder
+from polyfm.shared.data.batch import Batch
+from polyfm.shared.errors import RecipeError
+from polyfm.shared.objectives.gather import global_mean
+from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, paired
+from polyfm.shared.objectives.tiled import hardest
+from polyfm.shared.tokens.masking import Corruption, Draw
+
+
+class Matching(Objective):
+    """Tell true pairs from hard wrong ones. Wrong partners come from this process's part of the batch.
+
+    A batch whose items are all of one group has no wrong partners and adds nothing.
+
+    Args:
+        a: A modality with a projection.
+        b: Another.
+        corrupt: What is hidden from a modality, by modality.
+        temperature: τ of the draw; small for the hardest only, large for any.
+    """
+
+    coupled = True
+
+    def __init__(
+        self,
+        a: str,
+        b: str,
+        corrupt: dict[str, Corruption] = {},  # noqa: B006 - read only
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.temperature = a, b, temperature
+        self.view_a, self.view_b = View(a, corrupt.get(a)), View(b, corrupt.get(b))
+        self.fused_a = View(a, corrupt.get(a), context=self.view_b)
+        self.fused_b = View(b, corrupt.get(b), context=self.view_a)
+
+    def build(self, encoders: Mapping[str, Encoder]) -> None:
+        """See `Objective.build`."""
+        for name in (self.a, self.b):
+            if name not in encoders or encoders[name].projection is None:
+                raise RecipeError(
+                    f"{name!r} is no encoder with a projection, by which hard negatives are found",
+                    where="objectives.Matching",
+                    remedy=f"Set encoders.{name}.projection",
+                )
+        self.head = nn.Linear(encoders[self.a].width + encoders[self.b].width, 2)
+
+    def needs(self) -> set[View]:
+        """See `Objective.needs`."""
+        return {self.view_a, self.view_b, self.fused_a, self.fused_b}
+
+    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
+        """See `Objective.forward`."""
+        features_a, features_b = views[self.view_a], views[self.view_b]
+        i, j = paired(features_a, features_b)
+        items = features_a.rows[i]
+        groups, keys = batch.groups[items], batch.keys[items]
+        a = features_a.projected[i] / self.temperature  # type: ignore[index]
+        b = features_b.projected[j]  # type: ignore[index]
+        wrong_b = hardest(a, b, (groups, groups), noise=_gumbel(views.draw, "b", keys))
+        wrong_a = hardest(b, a, (groups, groups), noise=_gumbel(views.draw, "a", keys))
+        asked = (wrong_b.values[:, 0] > -torch.inf).nonzero()[:, 0]
+
+        true = torch.cat([views[self.fused_a].pooled[asked], views[self.fused_b].pooled[asked]], dim=1)
+        tokens_a = features_a.tokens.select(torch.cat([i[asked], i[wrong_a.indices[asked, 0]]]))
+        tokens_b = features_b.tokens.select(torch.cat([j[wrong_b.indices[asked, 0]], j[asked]]))
+        fused_a, fused_b = views.model.fuse(tokens_a, tokens_b), views.model.fuse(tokens_b, tokens_a)
+        pool_a, pool_b = views.model.encoders[self.a].pooling, views.model.encoders[self.b].pooling
+        wrong = torch.cat([pool_a(fused_a), pool_b(fused_b)], dim=1)  # type: ignore[operator]
+
+        logits = self.head(torch.cat([true, wrong])).float()
+        target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        target[: len(true)] = 1
+        losses = F.cross_entropy(logits, target, reduction="none")
+        right = (logits.argmax(-1) == target).float().sum() / max(len(target), 1)
+        pairs = losses.new_tensor(float(len(asked)))
+        return ObjectiveOutput(loss=global_mean(losses), logs={"accuracy": right, "pairs": pairs})
+
+
+def _gumbel(draw: Draw, side: str, keys: Tensor) -> Callable[[slice, slice], Tensor]:
+    """Noise for a tile, a pure function of the two samples, so that a resumed run draws the same negatives."""
+
+    def noise(rows: slice, columns: slice) -> Tensor:
+        first, second = torch.broadcast_tensors(keys[rows, None], keys[columns])
+        return -(-draw.uniform(f"negative {side}", first, second).clamp(min=1e-9).log()).log()
+
+    return noise
