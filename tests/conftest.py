@@ -50,9 +50,9 @@ def _reason_to_leave_out(item: pytest.Item, tier: str) -> str | None:
     if own_tier != tier:
         return f"of another tier: {TIERS[own_tier]}"
     if "realdata" in marks and not os.environ.get("POLYFM_DATA"):
-        return "need real data: set POLYFM_DATA"
+        return "without real data: set POLYFM_DATA"
     if "gpu" in marks and not _has_gpu():
-        return "need a CUDA device"
+        return "without a CUDA device"
     return None
 
 
@@ -91,7 +91,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for reason, count in sorted(config.stash[deselected].items()):
-        terminalreporter.write_line(f"deselected: {count} tests {reason}")
+        terminalreporter.write_line(f"deselected: {count} test{'s' * (count != 1)} {reason}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,13 +82,15 @@ ATOM_FIELDS = (
     Field("in_ring", (0, 1), Chem.Atom.IsInRing),
     Field("isotope", tuple(range(-4, 6)), _isotope),  # with the atomic number this is the mass
 )
+"""What is known of an atom."""
 BOND_FIELDS = (
     Field("type", (1, 2, 3, 12), Chem.Bond.GetBondType),  # single, double, triple, aromatic
-    Field("direction", (0, 4, 3), Chem.Bond.GetBondDir),  # none, / and \ from the atom that comes first
+    Field("direction", (0, 4, 3), Chem.Bond.GetBondDir),  # none, / and \
     Field("stereo", tuple(range(6)), Chem.Bond.GetStereo),  # none, any, Z, E, cis, trans
     Field("conjugated", (0, 1), Chem.Bond.GetIsConjugated),
     Field("in_ring", (0, 1), Chem.Bond.IsInRing),
 )
+"""What is known of a bond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ FIELD_SETS = {
     ),
     "full": FieldSet(ATOM_FIELDS, tuple(field for field in BOND_FIELDS if field.name != "direction")),
 }
+"""By the name that recipes use."""
 
 
 def field_set(name: str) -> FieldSet:
@@ -143,7 +146,7 @@ def atom_graphs(smiles: Sequence[str], fields: str = "full") -> Graphs:
     """The graphs of a batch, from text to packed tensors in one go.
 
     Args:
-        smiles: B SMILES, canonical as `read` writes them (see `smiles_graph` for why).
+        smiles: B SMILES, canonical as `read_molecules` gives them (see `smiles_graph` for why).
         fields: A feature set.
 
     Returns:
@@ -259,6 +262,6 @@ def _parse(smiles: str, index: int) -> Any:
         raise DataError(
             f"{smiles!r} is not a molecule",
             where=f"molecule {index} of the batch",
-            remedy="Read tables with polyfm.domains.molecules.read, which sets such rows aside",
+            remedy="Read the file with read_molecules, which sorts such rows out",
         )
     return mol

@@ -28,21 +28,10 @@ def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], lis
         task: Pre-trained.
         data: Set up.
     """
-    metrics: dict[str, float] = {}
     panels: list[Panel] = []
-    vectors = embed_part(task, data, "test")
-    smiles = [data.table.smiles[i] for i in data.part("test")]
-    found: dict[str, Retrieval] = {}
-    for a, b in itertools.combinations([name for name, rows in vectors.items() if rows[1] is not None], 2):
-        for query, answer in ((a, b), (b, a)):
-            result = retrieve(vectors[query][1], vectors[answer][1])  # type: ignore[arg-type]
-            found[f"{query} → {answer}"] = result
-            for k in (1, 5, 10):
-                metrics[f"retrieval/{query}-{answer}/r@{k}"] = result.recall(k)
-            metrics[f"retrieval/{query}-{answer}/mrr"] = result.mrr
-        metrics["retrieval/chance_r@10"] = result.chance(10)
+    metrics, found = retrieval_metrics(task, data)
     if found:
-        panels.append(retrieval_panel(found, smiles))
+        panels.append(retrieval_panel(found, [data.table.smiles[i] for i in data.part("test")]))
     kinds = {type(objective) for objective in task.objectives.values()}
     if "properties" in data.modalities and CausalLM in kinds:
         more, panel = generation(task, data)
@@ -52,6 +41,27 @@ def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], lis
         metrics |= told_properties(task, data)
     panels.append(embedding_map(task, data))
     return metrics, panels
+
+
+def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], dict[str, Retrieval]]:
+    """Recall and reciprocal rank between every two modalities that are projected, on the test part.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+
+    Returns:
+        Metrics by name, and the retrievals by direction.
+    """
+    vectors = {name: flat for name, (_, flat) in embed_part(task, data, "test").items() if flat is not None}
+    metrics: dict[str, float] = {}
+    found: dict[str, Retrieval] = {}
+    for a, b in itertools.permutations(vectors, 2):
+        result = found[f"{a} → {b}"] = retrieve(vectors[a], vectors[b])
+        metrics |= {f"retrieval/{a}-{b}/r@{k}": result.recall(k) for k in (1, 5, 10)}
+        metrics[f"retrieval/{a}-{b}/mrr"] = result.mrr
+        metrics["retrieval/chance_r@10"] = result.chance(10)
+    return metrics, found
 
 
 @torch.inference_mode()
@@ -114,7 +124,7 @@ def generation(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], P
     rows = data.part("test")[:GENERATED]
     wanted = data.descriptors[rows]
     known = [data.table.smiles[i] for i in data.part("train")]
-    written = write_smiles(task, data, wanted)
+    written = [beams[0] if beams else "" for beams in write_smiles(task, data, wanted)]
     metrics = {
         f"generation/{name}": value
         for name, value in generation_metrics(written, wanted, known, data.standardiser.scale).items()

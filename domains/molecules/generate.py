@@ -45,7 +45,7 @@ def objective_of(task: Any, kind: type, what: str) -> Any:
 @torch.inference_mode()
 def write_smiles(
     task: Any, data: MoleculeDataModule, properties: np.ndarray, *, beams: int = 2, max_length: int = 100, chunk: int = 64
-) -> list[str]:
+) -> list[list[str]]:
     """SMILES for given properties.
 
     Args:
@@ -57,12 +57,12 @@ def write_smiles(
         chunk: Molecules written at a time.
 
     Returns:
-        The likeliest SMILES for each row, valid or not.
+        For each row up to ``beams`` SMILES, valid or not, the likeliest first.
     """
     objective = objective_of(task, CausalLM, "write SMILES")
     task.eval()
     model, device = task.model, task.device
-    out: list[str] = []
+    out: list[list[str]] = []
     with Progress("writing SMILES") as bar:
         for start in range(0, len(properties), chunk):
             rows = list(data.standardiser.apply(properties[start : start + chunk]))
@@ -75,7 +75,7 @@ def write_smiles(
 
             prompt = pack_ids([np.array([CLS])] * len(rows)).to(device)
             found = beam_search(step, prompt, end=SEP, max_length=max_length, beams=beams)
-            out += [data.tokenizer.decode(beam[0]) if beam else "" for beam in found.sequences()]
+            out += [[data.tokenizer.decode(ids) for ids in written] for written in found.sequences()]
             bar.update(len(out), len(properties))
     return out
 

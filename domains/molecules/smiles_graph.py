@@ -10,8 +10,8 @@ wrong syntax, impossible valences) is reported as *unread*, for RDKit to decide.
 model, conjugation, hybridisation; the same in 2025.03 to 2026.09), and the tests hold every number against RDKit on
 thousands of molecules.
 
-The input must be *canonical* SMILES, as `read` writes them: lower case is believed to be aromatic and ``@`` to mark a
-true centre; a Kekulé form would not be recognised as aromatic, nor an impossible aromatic ring as impossible.
+The input must be *canonical* SMILES, as `read_molecules` gives them: lower case is believed to be aromatic and ``@`` to
+mark a true centre; a Kekulé form would not be recognised as aromatic, nor an impossible aromatic ring as impossible.
 
 Letters: T tokens, A atoms, E bonds, B molecules, C ring closures.
 """

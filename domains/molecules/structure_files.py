@@ -92,10 +92,9 @@ def _table(table: Table, smiles: str | None) -> StructureFile:
 
     def records() -> Iterator[Record]:
         for row in table.rows():
-            if row.cells is None:
-                yield Record(row.number, "", (), row.problem)
-            else:
-                yield Record(row.number, row.cells[at], row.cells)
+            # Of a malformed row no cell can be trusted to be the SMILES: all of it is shown.
+            structure = " | ".join(row.cells) if row.problem else row.cells[at]
+            yield Record(row.number, structure, row.cells, row.problem)
 
     return StructureFile(table, records, column)
 

@@ -1,4 +1,4 @@
-"""Multi-head attention over padded or packed tokens, to themselves or to a context (Vaswani et al., arXiv 1706.03762)."""
+"""Multi-head attention of tokens to themselves or to a context (Vaswani et al., arXiv 1706.03762)."""
 
 from __future__ import annotations
 
@@ -90,10 +90,11 @@ class Attention(nn.Module):
         else:
             k, v = cache[self] if self in cache else cache.store(self, *self._keys_values(context.x))
         out = layout.attend(q, k, v, bias, self.dropout.p if self.training else 0.0)
-        return self.dropout(self.output(out.flatten(-2)))
+        mixed: Tensor = self.dropout(self.output(out.flatten(-2)))
+        return mixed
 
     def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(self.key(x), self.kv_heads), self._heads(self.value(x), self.kv_heads)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_size))
+        return x.view(*x.shape[:-1], heads, self.head_size)

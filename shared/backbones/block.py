@@ -25,7 +25,8 @@ class Block(nn.Module):
         feed_forward: Feed-forward.
         cross: Attention to a context, between the two; none if None.
         norm: LayerNorm or RMSNorm.
-        placement: ``pre`` (GPT, ViT): x + f(norm(x)); ``post`` (BERT): norm(x + f(x)); ``sandwich``: x + norm(f(norm(x))).
+        placement: ``pre`` (GPT, ViT): x + f(norm(x)); ``post`` (BERT): norm(x + f(x)); ``sandwich``: both,
+            x + norm(f(norm(x))).
     """
 
     def __init__(
@@ -99,9 +100,8 @@ class Block(nn.Module):
         )
 
     def _residual(self, x: Tensor, part: Callable[[Tensor], Tensor], norm: nn.Module, post: nn.Module) -> Tensor:
-        if self.placement == "post":
-            return norm(x + part(x))
-        return x + post(part(norm(x)))
+        out: Tensor = norm(x + part(x)) if self.placement == "post" else x + post(part(norm(x)))
+        return out
 
 
 class PostNorm(Block):

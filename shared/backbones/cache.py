@@ -42,12 +42,13 @@ class KeyValueCache:
         """
         new = _shell(tokens)
         if self._tokens is not None:
-            old = self._tokens
+            parts = (self._tokens, new)
+            modalities = [part.modality for part in parts if part.modality is not None]
             new = new.replace(
-                x=torch.cat([old.x, new.x], dim=1),
-                positions=torch.cat([old.positions, new.positions], dim=1),
-                mask=torch.cat([old.mask, new.mask], dim=1),  # type: ignore[list-item]
-                modality=None if old.modality is None else torch.cat([old.modality, new.modality], dim=1),  # type: ignore[list-item]
+                x=torch.cat([part.x for part in parts], dim=1),
+                positions=torch.cat([part.positions for part in parts], dim=1),
+                mask=torch.cat([part.real for part in parts], dim=1),
+                modality=torch.cat(modalities, dim=1) if modalities else None,
             )
         self._tokens = new
 

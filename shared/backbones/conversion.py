@@ -1,7 +1,7 @@
 """State dicts of other libraries in our names, and back: one table of names per family.
 
-``KEY_MAPS["bert"].convert(state)`` gives keys of an `Encoder` (`TextTokens`, `Transformer` of `PostNorm`); ``llama`` and
-``gpt2`` give keys of a `CausalDecoder` (`Llama`; `PreNorm` with ``activation="gelu_tanh"``).
+``KEY_MAPS["bert"].convert(state)`` gives keys of an `Encoder` (`TextTokens`, `Transformer` of `PostNorm`); ``llama``
+and ``gpt2`` give keys of a `CausalDecoder` (`Llama`; `PreNorm` with ``activation="gelu_tanh"``).
 """
 
 from __future__ import annotations

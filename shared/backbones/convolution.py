@@ -107,7 +107,9 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         outer = 4 * inner if bottleneck else inner
-        shapes = [(inner, 1, 1), (inner, 3, stride), (outer, 1, 1)] if bottleneck else [(inner, 3, stride), (inner, 3, 1)]
+        shapes = [(inner, 3, stride), (inner, 3, 1)]  # channels, kernel, stride
+        if bottleneck:
+            shapes = [(inner, 1, 1), (inner, 3, stride), (outer, 1, 1)]
         layers: list[nn.Module] = []
         current = channels
         for out, kernel, step in shapes:
@@ -120,7 +122,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) to (B, C', ...)."""
-        return (self.layers(x) + self.shortcut(x)).relu()  # type: ignore[no-any-return]
+        out: Tensor = self.layers(x) + self.shortcut(x)
+        return out.relu()
 
 
 def _convolution(axes: int, channels: int, out: int, kernel: int, stride: int) -> nn.Module:

@@ -50,10 +50,12 @@ class CausalDecoder(nn.Module):
             cache: Keys and values of earlier steps.
         """
         if cache is None:
-            return self.backbone(self.embedder(batch), CAUSAL)  # type: ignore[no-any-return]
-        tokens = self.embedder.continued(batch, cache.seen(batch.rows))
-        cache.extend(tokens)
-        return self.backbone(tokens, CAUSAL, cache=cache)  # type: ignore[no-any-return]
+            tokens: Tokens = self.embedder(batch)
+        else:
+            tokens = self.embedder.continued(batch, cache.seen(batch.rows))
+            cache.extend(tokens)
+        tokens = self.backbone(tokens, CAUSAL, cache=cache)
+        return tokens
 
     def step(self, batch: TokenIds, cache: KeyValueCache | None = None) -> Tensor:
         """(B, V) scores of the token after each sequence; see `generation.Step`.
@@ -62,4 +64,5 @@ class CausalDecoder(nn.Module):
             batch: Sequences; with a cache their new tokens.
             cache: Keys and values of earlier steps.
         """
-        return self.head(LastToken()(self(batch, cache)))  # type: ignore[no-any-return]
+        scores: Tensor = self.head(LastToken()(self(batch, cache)))
+        return scores

@@ -109,13 +109,17 @@ class MultimodalModel(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = Fusion() if fusion is None else fusion
 
-    def fuse(self, tokens: Tokens, context: Tokens, mask: MaskSpec = FULL, cache: KeyValueCache | None = None) -> Tokens:
+    def fuse(
+        self, tokens: Tokens, context: Tokens, mask: MaskSpec = FULL, cache: KeyValueCache | None = None
+    ) -> Tokens:
         """See `Fusion.forward`."""
-        return self.fusion(tokens, context, mask, cache)
+        fused: Tokens = self.fusion(tokens, context, mask, cache)
+        return fused
 
     def forward(self, modality: str, batch: ModalityBatch, mask: MaskSpec = FULL, depth: int | None = None) -> Features:
         """Encode one modality; see `Encoder.forward`."""
-        return self.encoders[modality](batch, mask, depth)
+        features: Features = self.encoders[modality](batch, mask, depth)
+        return features
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -53,7 +53,8 @@ class Dense(FeedForward):
 
     def forward(self, x: Tensor, modality: Tensor | None = None) -> Tensor:
         """See `FeedForward.forward`."""
-        return self.dropout(self.outer(self.activation(self.inner(x))))
+        out: Tensor = self.dropout(self.outer(self.activation(self.inner(x))))
+        return out
 
 
 class SwiGLU(FeedForward):
@@ -75,7 +76,8 @@ class SwiGLU(FeedForward):
 
     def forward(self, x: Tensor, modality: Tensor | None = None) -> Tensor:
         """See `FeedForward.forward`."""
-        return self.dropout(self.outer(F.silu(self.gate(x)) * self.inner(x)))
+        out: Tensor = self.dropout(self.outer(F.silu(self.gate(x)) * self.inner(x)))
+        return out
 
 
 class PerModality(FeedForward):

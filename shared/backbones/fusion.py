@@ -1,4 +1,4 @@
-"""Letting modalities meet: one sequence (concat), cross-attention (plain or gated), pooled vectors (late), learned queries.
+"""Letting modalities meet: as one sequence, by cross-attention (plain, gated, learned queries), or pooled (late).
 
 A missing modality is normal in each: it adds no tokens, no vector and no gradient.
 """
@@ -130,7 +130,8 @@ class LearnedQueries(nn.Module):
         x = self.queries.expand(len(tokens), -1, -1)
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         places = torch.arange(x.shape[1], device=x.device).expand(mask.shape)
-        return self.backbone(Tokens(x=x, positions=places[..., None], mask=mask), context=tokens.pad())  # type: ignore[no-any-return]
+        read: Tokens = self.backbone(Tokens(x=x, positions=places[..., None], mask=mask), context=tokens.pad())
+        return read
 
 
 class CrossFusion(Fusion):
@@ -149,10 +150,11 @@ class CrossFusion(Fusion):
         self, tokens: Tokens, context: Tokens, mask: MaskSpec = FULL, cache: KeyValueCache | None = None
     ) -> Tokens:
         """See `Fusion.forward`."""
-        if tokens.packed != context.packed:
-            fused = self.backbone(tokens.pad(), mask, context=context.pad(), cache=cache)
-            return fused.pack() if tokens.packed else fused  # type: ignore[no-any-return]
-        return self.backbone(tokens, mask, context=context, cache=cache)  # type: ignore[no-any-return]
+        packed = tokens.packed
+        if packed != context.packed:
+            tokens, context = tokens.pad(), context.pad()
+        fused: Tokens = self.backbone(tokens, mask, context=context, cache=cache)
+        return fused.pack() if packed else fused
 
 
 class GatedCross(Block):
@@ -166,7 +168,7 @@ class GatedCross(Block):
         width: D.
         block: The block that follows; keeps its own weights and names under ``block``.
         cross: Attention to the context.
-        gated: Feed-forward after it.
+        feed_forward: After it.
         norm: Before each of the two.
     """
 
@@ -175,16 +177,16 @@ class GatedCross(Block):
         width: int,
         block: Callable[[int], Block] = Block,
         cross: Callable[[int], Attention] = Attention,
-        gated: Callable[[int], FeedForward] = Dense,
+        feed_forward: Callable[[int], FeedForward] = Dense,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         nn.Module.__init__(self)  # the parts of `Block` are those of the block inside
         self.block = block(width)
         self.final_norm = self.block.final_norm
-        self.cross, self.cross_norm = cross(width), norm(width)
-        self.gated, self.gated_norm = gated(width), norm(width)
+        self.gated_cross, self.gated_cross_norm = cross(width), norm(width)
+        self.gated_feed_forward, self.gated_feed_forward_norm = feed_forward(width), norm(width)
         self.cross_gate = nn.Parameter(torch.zeros(()))
-        self.gated_gate = nn.Parameter(torch.zeros(()))
+        self.feed_forward_gate = nn.Parameter(torch.zeros(()))
 
     def forward(
         self,
@@ -197,10 +199,12 @@ class GatedCross(Block):
     ) -> Tensor:
         """See `Block.forward`."""
         if context is not None and context_layout is not None:
-            seen = self.cross(self.cross_norm(x), tokens.positions, context_layout, context, cache)
+            seen = self.gated_cross(self.gated_cross_norm(x), tokens.positions, context_layout, context, cache)
             x = x + self.cross_gate.tanh() * seen
-            x = x + self.gated_gate.tanh() * self.gated(self.gated_norm(x), tokens.modality)
-        return self.block(x, tokens, layout, cache=cache)  # type: ignore[no-any-return]
+            thought = self.gated_feed_forward(self.gated_feed_forward_norm(x), tokens.modality)
+            x = x + self.feed_forward_gate.tanh() * thought
+        out: Tensor = self.block(x, tokens, layout, cache=cache)
+        return out
 
 
 class LateFusion(nn.Module):

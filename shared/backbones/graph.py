@@ -55,7 +55,7 @@ class MessagePassing(Backbone):
 
 
 class GIN(MessagePassing):
-    """Graph isomorphism network (Xu et al., arXiv 1810.00826, eq. 4.1) with edge features (Hu et al., arXiv 1905.12265).
+    """Graph isomorphism network (Xu et al., arXiv 1810.00826, eq. 4.1), edges as in Hu et al. (arXiv 1905.12265).
 
     h_v ← norm(MLP((1 + ε) h_v + Σ_{u → v} (h_u + e_uv))), ReLU after each layer but the last. Hu et al.'s vector for
     the edge to oneself is a constant before a linear layer, so the bias of that layer holds it.
@@ -131,7 +131,8 @@ class GINLayer(nn.Module):
         source, target = edges.index
         message = x.index_select(0, source) + self.edge(edges.features)
         heard = ((1 + self.eps) * x).index_add(0, target, message.to(x.dtype))
-        return self.dropout(self.activation(self.norm(self.mlp(heard))))  # type: ignore[no-any-return]
+        out: Tensor = self.dropout(self.activation(self.norm(self.mlp(heard))))
+        return out
 
 
 class GAT(MessagePassing):
@@ -212,9 +213,10 @@ class GATLayer(nn.Module):
         said = said.unflatten(-1, (self.heads, -1))
         own = (h.unflatten(-1, (self.heads, -1)) * self.from_self).sum(-1)
         scores = F.leaky_relu((said * self.from_neighbour).sum(-1) + own.index_select(0, target), 0.2)
-        weights = self.dropout(softmax_over(scores, target, len(x)))
-        heard = torch.zeros_like(h).unflatten(-1, (self.heads, -1)).index_add(0, target, weights[..., None].to(h.dtype) * said)
-        return self.activation(self.norm(heard.flatten(-2) + self.bias))  # type: ignore[no-any-return]
+        weights = self.dropout(softmax_over(scores, target, len(x))).to(h.dtype)
+        heard = torch.zeros_like(h).index_add(0, target, (weights[..., None] * said).flatten(-2))
+        out: Tensor = self.activation(self.norm(heard + self.bias))
+        return out
 
 
 def softmax_over(scores: Tensor, target: Tensor, count: int) -> Tensor:

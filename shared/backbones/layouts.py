@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -90,8 +90,8 @@ def plan(
     if context is not None and tokens.packed != context.packed:
         raise ValueError("tokens and context must both be padded or both be packed")
     if not tokens.packed:
-        layout = _padded(rule, tokens, tokens) if cache is None else _continued(rule, tokens, cache)
-        return Plan(tokens, layout, context, None if context is None else _padded(FULL, tokens, context))
+        own = _padded(rule, tokens, tokens) if cache is None else _continued(rule, tokens, cache)
+        return Plan(tokens, own, context, None if context is None else _padded(FULL, tokens, context))
     if tokens.x.is_cuda and not exact and _dtype(tokens.x) != torch.float32:
         compile = _varlen if not rule.prefix and not rule.hide else _flex
         return Plan(
@@ -153,7 +153,7 @@ class GroupLayout:
     """Sequences, queries and keys of each, layout."""
 
     # Sizes differ from batch to batch: a compiled block breaks here rather than compiling anew for each.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None, dropout: float = 0.0) -> Tensor:
         """See `Layout.attend`."""
         if not any(n and m for _, n, m, _ in self.groups):
@@ -185,7 +185,7 @@ class VarlenLayout:
         """See `Layout.attend`; `plan` gives this layout only where there is neither bias nor dropout."""
         from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(  # type: ignore[no-any-return]
+        out = varlen_attn(
             q,
             k,
             v,
@@ -196,11 +196,12 @@ class VarlenLayout:
             window_size=self.window,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+        return cast(Tensor, out)  # a tuple only if more is asked for
 
 
 @dataclasses.dataclass
 class FlexLayout:
-    """Packed tokens on a GPU, FlexAttention. The compiled kernel is checked by tests marked ``gpu``, its rule on a CPU."""
+    """Packed tokens on a GPU, FlexAttention. Tests marked ``gpu`` check the compiled kernel, others its rule."""
 
     visible: Any
     """The BlockMask."""
@@ -209,15 +210,16 @@ class FlexLayout:
         """See `Layout.attend`; `plan` gives this layout only where there is neither bias nor dropout."""
         q_, k_, v_ = (x.transpose(0, 1)[None] for x in (q, k, v))
         attention = _flex_attention(q.is_cuda)
-        out = attention(q_, k_, v_, block_mask=self.visible, enable_gqa=q.shape[1] != k.shape[1])
-        return out[0].transpose(0, 1)  # type: ignore[no-any-return]
+        out: Tensor = attention(q_, k_, v_, block_mask=self.visible, enable_gqa=q.shape[1] != k.shape[1])
+        return out[0].transpose(0, 1)
 
 
 @functools.cache
-def _flex_attention(compiled: bool) -> Callable[..., Tensor]:
+def _flex_attention(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention  # type: ignore[return-value]
+    attention: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    return cast(Callable[..., Any], attention)
 
 
 def _padded(rule: MaskSpec, tokens: Tokens, keys: Tokens) -> PaddedLayout:
@@ -240,8 +242,8 @@ def _layout(rule: MaskSpec, tokens: Tokens, keys: Tokens, real: Tensor | None = 
     """
     if rule in (FULL, CAUSAL) and real is None:
         return PaddedLayout(None, None, rule.causal, tokens.positions, keys.positions)
-    if rule.trivial:
-        mask = real[:, None, None, :]  # type: ignore[index]
+    if rule.trivial and real is not None:
+        mask = real[:, None, None, :]
     else:
         q_modality = None if tokens.modality is None else tokens.modality[:, :, None]
         k_modality = None if keys.modality is None else keys.modality[:, None, :]
@@ -263,9 +265,9 @@ def _safe(mask: Tensor, q_positions: Tensor, k_positions: Tensor) -> PaddedLayou
 def _continued(rule: MaskSpec, tokens: Tokens, cache: KeyValueCache) -> PaddedLayout:
     """New tokens, which the cache holds last, and all tokens before them."""
     n, seen = tokens.x.shape[1], cache.tokens
-    if n == 1 and rule in (FULL, CAUSAL) and _all(seen.mask):  # type: ignore[arg-type]
+    if n == 1 and rule in (FULL, CAUSAL) and _all(seen.real):
         return PaddedLayout(None, None, False, tokens.positions, seen.positions)
-    k = seen.mask.cumsum(1).sub(1).masked_fill(~seen.mask, -1)  # type: ignore[union-attr, operator]
+    k = seen.real.cumsum(1).sub(1).masked_fill(~seen.real, -1)
     modality = seen.modality
     q_modality, k_modality = (None, None) if modality is None else (modality[:, -n:, None], modality[:, None, :])
     mask = rule.allowed(k[:, -n:, None], k[:, None, :], q_modality, k_modality)
@@ -299,8 +301,8 @@ def _rows(tokens: Tokens, start: int, end: int, count: int) -> Tokens:
 def _varlen(rule: MaskSpec, tokens: Tokens, keys: Tokens) -> VarlenLayout:
     """Full, causal and windowed rules."""
     window = -1 if rule.window is None else rule.window
-    longest = [part.longest if part.longest is not None else int(part.lengths.max()) for part in (tokens, keys)]
-    return VarlenLayout(tokens.boundaries, keys.boundaries, *longest, (window, 0 if rule.causal else window))
+    n, m = (part.longest if part.longest is not None else int(part.lengths.max()) for part in (tokens, keys))
+    return VarlenLayout(tokens.boundaries, keys.boundaries, n, m, (window, 0 if rule.causal else window))
 
 
 def _flex(rule: MaskSpec, tokens: Tokens, keys: Tokens) -> FlexLayout:

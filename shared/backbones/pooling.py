@@ -44,7 +44,7 @@ class Mean(Pooling):
         """See `Pooling.forward`."""
         x = tokens.x.float()
         if tokens.cu_seqlens is None:
-            total = x.masked_fill(~tokens.mask[..., None], 0.0).sum(1)  # type: ignore[index]
+            total = x.masked_fill(~tokens.real[..., None], 0.0).sum(1)
         else:
             owner = ragged.owners(tokens.cu_seqlens, len(x))
             total = x.new_zeros(len(tokens), x.shape[-1]).index_add(0, owner, x)

@@ -30,7 +30,7 @@ class Transformer(Backbone):
         width: int,
         depth: int,
         block: Callable[[int], Block] = Block,
-        every: Mapping[int, Callable[[int], Block]] = {},  # noqa: B006 - read only
+        every: Mapping[int, Callable[[int], Block]] = {},
     ) -> None:
         super().__init__()
         factories = [block] * depth
@@ -58,7 +58,7 @@ class Transformer(Backbone):
         """
         if cache is not None and context is not None:
             context = cache.context(self, context)
-        planned = plan(mask, tokens, context, exact=any(block.exact for block in self.blocks), cache=cache)  # type: ignore[arg-type]
+        planned = plan(mask, tokens, context, exact=any(block.exact for block in self.blocks), cache=cache)
         rest = (planned.tokens, planned.layout, planned.context, planned.context_layout)
         x = planned.tokens.x
         for block in self.blocks[:depth]:

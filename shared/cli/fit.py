@@ -6,11 +6,14 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyfm.shared.cli.arguments import Arguments, choose_size
-from polyfm.shared.training.recipe import Recipe, find_recipe, merge, read_yaml
+from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
 from polyfm.shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from polyfm.shared.evaluation.finish import Finished
 
 EPILOG = """options of the recipe (any key of its YAML):
   --data.path FILE            what to read
@@ -60,7 +63,7 @@ def run(words: Sequence[str]) -> None:
         return
     tree = recipe.sized(choose_size(ours.size))
     if ours.init_from:
-        tree = merge(tree, encoders_of(Path(ours.init_from), tree))
+        tree = start_from(Path(ours.init_from), tree)
     if "--print_config" in flags:
         _show(recipe, tree, flags)
         return
@@ -87,34 +90,33 @@ def _show(recipe: Recipe, tree: dict[str, Any], flags: list[str]) -> None:
     RecipeParser(recipe, tree, flags)
 
 
-def encoders_of(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe takes from the run it starts from: the sizes of the encoders that both have, and their tokens.
+def start_from(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the encoders of the run that it starts from, as they are there, and that run's tokenizer.
 
     Args:
         init_from: Folder of the pre-trained run.
-        tree: The recipe's.
+        tree: The recipe's; of its encoders those stay that the run has.
     """
     from polyfm.shared.training.run_folder import RunFolder
 
     theirs = read_yaml(RunFolder.open(init_from).recipe)
     available = theirs["model"]["encoders"]
-    common = [name for name in tree["model"]["encoders"] if name in available]
+    common = {name: available[name] for name in tree["model"]["encoders"] if name in available}
     if not common:
         raise UsageError(
             f"this run has encoders for {', '.join(available)}, the recipe for {', '.join(tree['model']['encoders'])}",
             where=init_from,
             remedy="Start from a run that has one of the recipe's encoders",
         )
-    encoders = {name: copy.deepcopy(available[name]) for name in common}
-    data: dict[str, Any] = {}
+    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
     if theirs["data"]["class_path"] == tree["data"]["class_path"] and "tokenizer" in theirs["data"]["init_args"]:
-        data = {"data": {"init_args": {"tokenizer": theirs["data"]["init_args"]["tokenizer"]}}}
-    return {"model": {"encoders": encoders}, **data}
+        started["data"]["init_args"]["tokenizer"] = theirs["data"]["init_args"]["tokenizer"]
+    return started
 
 
 def train(
     recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "", member: int = 0
-) -> dict[str, Any]:
+) -> Finished:
     """Train in a fresh folder, then test and report.
 
     Args:
@@ -125,8 +127,6 @@ def train(
         init_from: Folder of a run whose encoders and transforms are taken over.
         member: Of an ensemble: another seed for weights, order and dropout, the same split.
 
-    Returns:
-        The final metrics.
     """
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
     from polyfm.shared.training.run_folder import RunFolder
@@ -140,7 +140,7 @@ def train(
     return _train(cli, folder, resume=False)
 
 
-def resume(path: Path) -> dict[str, Any]:
+def resume(path: Path) -> Finished:
     """Continue a run from its newest checkpoint.
 
     Args:
@@ -174,7 +174,7 @@ def take_over(cli: Any, source: Any) -> None:
             print(load_weights(encoder, weights, what=f"{name} from {source.path}"))
 
 
-def _train(cli: Any, folder: Any, *, resume: bool) -> dict[str, Any]:
+def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     import torch
     from lightning.pytorch.loggers import CSVLogger
 
@@ -212,10 +212,11 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> dict[str, Any]:
         raise KeyboardInterrupt
     speed = {"samples_per_second": throughput.samples_per_second, "waiting": throughput.waiting}
     folder.write_metrics({f"train/{name}": value for name, value in speed.items()})
-    metrics = finish(cli, folder)
+    finished = finish(cli, folder)
     print(f"\nReport:  {folder.report}")
-    kind = "embed" if cli.tree["task"] == "pretrain" else "predict"
-    print(f"Next:    polyfm {kind} {folder.path} NEW_FILE --out {kind}.parquet")
     if cli.tree["task"] == "pretrain":
+        print(f"Next:    polyfm embed {folder.path} NEW_FILE --out vectors.parquet")
         print(f"         polyfm fit {cli.recipe.domain}/property --init_from {folder.path} --data.path LABELLED.csv ...")
-    return metrics
+    else:
+        print(f"Next:    polyfm predict {folder.path} NEW_FILE --out predictions.csv")
+    return finished

@@ -61,7 +61,7 @@ class Values(ModalityBatch):
 
 
 class Graphs(ModalityBatch):
-    """Graphs packed into one: atoms and bonds of a molecule, tokens and edges of a form, users and items …"""
+    """Graphs packed into one: atoms and bonds of a molecule, tokens and edges of a form, users and items."""
 
     node_features: Tensor
     """(A, F) int64: categorical features per node, one column each."""

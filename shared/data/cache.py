@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,22 +81,24 @@ class RowCache:
             rows: (n, width) numbers.
         """
         blobs = (row.tobytes() for row in np.ascontiguousarray(rows, dtype="<f8").reshape(len(keys), self.width))
-        with self._connection() as connection, connection:
+        with self._connection() as connection:
             connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", zip(keys, blobs, strict=True))
 
     def __len__(self) -> int:
         with self._connection() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM rows").fetchone()[0])
 
-    def _connection(self) -> closing[sqlite3.Connection]:
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: stored as a whole at the end, or not at all."""
         try:
             # Ten minutes: on a shared machine many builders may queue for the one writer's lock.
-            connection = sqlite3.connect(self.path, timeout=600)
-            connection.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, row BLOB NOT NULL)")
+            with closing(sqlite3.connect(self.path, timeout=600)) as connection, connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, row BLOB NOT NULL)")
+                yield connection
         except sqlite3.Error as error:
             raise DataError(
                 f"the cache file cannot be used ({error})",
                 where=self.path,
                 remedy="Delete it (it is rebuilt), or set POLYFM_CACHE to another folder",
             ) from error
-        return closing(connection)

@@ -214,11 +214,10 @@ class DataModule(L.LightningDataModule):
         rank, world = process_group()
         sampler = BatchSampler(
             self.lengths()[indices],
-            batch_size=min(self.batch_size, len(indices)),
+            batch_size=max(min(self.batch_size, len(indices) // world), 1),
             token_budget=self.token_budget,
             shuffle=shuffle,
             seed=self.seed,
-            drop_last=shuffle,
             rank=rank,
             world=world,
         )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from polyfm.shared.errors import DataError
+
 
 class Key(NamedTuple):
     """What a data set is asked for."""
@@ -19,21 +21,24 @@ class Key(NamedTuple):
 
 
 class BatchSampler:
-    """Batches of sample indices.
+    """Batches of sample indices. Every epoch has the same number of batches, on every process.
 
-    Samples of near length share a batch: each pool of ``pool`` batches is drawn at random, sorted by length, cut, and
-    its batches shuffled. So padding is small and the order still random.
+    Shuffled (training), samples of near length share a batch: each pool of ``pool`` batches is drawn at random, sorted
+    by length, cut, and its batches shuffled. So padding is small and the order still random. What does not fill a
+    batch is left out, drawn anew in each epoch. In order (validation, test), every sample is there once.
 
     Args:
         lengths: (n,) tokens of each sample.
         batch_size: Samples in a batch, on each rank; with ``token_budget`` the most there may be.
-        token_budget: Most tokens in a batch, padding counted; 0 for none.
+        token_budget: Most tokens in a batch, padding counted; 0 for none. A sample above it stands alone.
         shuffle: Whether to draw an order, or keep the file's.
         seed: Of the run.
-        drop_last: Whether to leave out samples that do not fill a batch. Otherwise the last batch is smaller.
         rank: Of this process.
-        world: Processes. Each global batch is dealt out to them in turn.
+        world: Processes. Batches are dealt out to them in turn.
         pool: Batches sorted by length together.
+
+    Raises:
+        DataError: There are too few samples for one batch on each process.
     """
 
     def __init__(
@@ -44,20 +49,23 @@ class BatchSampler:
         token_budget: int = 0,
         shuffle: bool = True,
         seed: int = 0,
-        drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
         pool: int = 50,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size, self.token_budget, self.shuffle, self.seed = batch_size, token_budget, shuffle, seed
-        self.drop_last, self.rank, self.world, self.pool = drop_last, rank, world, pool
+        self.rank, self.world, self.pool = rank, world, pool
         self.epoch = self.position = 0
         self._plan: tuple[int, list[np.ndarray]] = (-1, [])
-        if not self.batches(0):
-            raise ValueError(
-                f"{len(self.lengths)} samples do not fill one batch of {batch_size} on each of {world} processes"
+        first = len(self._cut_epoch(0))
+        whole = first // world if shuffle else -(-first // world)
+        if not whole or len(self.lengths) < world:
+            raise DataError(
+                f"{len(self.lengths)} samples do not fill one batch of {batch_size} on each of {world} processes",
+                remedy="Use more data, a smaller data.batch_size, or fewer processes",
             )
+        self._count = whole * world
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """This rank's batches of one epoch.
@@ -66,32 +74,31 @@ class BatchSampler:
             epoch: Which pass.
         """
         if self._plan[0] != epoch:
-            self._plan = (epoch, self._make(epoch))
+            # With a token budget epochs differ by a few batches; the trainer counts on as many as the first has.
+            batches = self._cut_epoch(epoch)[: self._count]
+            while len(batches) < self._count:
+                largest = int(np.argmax([len(batch) for batch in batches]))
+                batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+            self._plan = (epoch, batches[self.rank :: self.world])
         return self._plan[1]
 
-    def _make(self, epoch: int) -> list[np.ndarray]:
+    def _cut_epoch(self, epoch: int) -> list[np.ndarray]:
         n = len(self.lengths)
         if not self.shuffle:
-            return self._cut(np.arange(n))[self.rank :: self.world]
+            return self._cut(np.arange(n))
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(n)
+        if not self.token_budget:
+            # Before sorting by length: otherwise the longest would be left out every time.
+            order = order[: n - n % (self.batch_size * self.world)]
         batches: list[np.ndarray] = []
         span = self.pool * self.batch_size * self.world
-        leftover = order[:0]
-        for start in range(0, n, span):
-            pool = np.concatenate([leftover, order[start : start + span]])
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            cut = self._cut(pool)
-            # The longest samples of a pool wait for the next one rather than making a small batch.
-            leftover = order[:0]
-            if start + span < n and len(cut[-1]) < self.batch_size and not self.token_budget:
-                leftover = cut.pop()
+        for start in range(0, len(order), span):
+            drawn = order[start : start + span]
+            cut = self._cut(drawn[np.argsort(self.lengths[drawn], kind="stable")])
             rng.shuffle(cut)
             batches.extend(cut)
-        if self.drop_last:
-            batches = [batch for batch in batches if self.token_budget or len(batch) == self.batch_size]
-        batches = batches[: len(batches) // self.world * self.world] if len(batches) >= self.world else []
-        return batches[self.rank :: self.world]
+        return batches
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         if not self.token_budget:
@@ -105,10 +112,10 @@ class BatchSampler:
         return np.split(order, cuts[1:]) if len(order) else []
 
     def __len__(self) -> int:
-        return len(self.batches(self.epoch))
+        return self._count // self.world
 
     def __iter__(self) -> Iterator[list[Key]]:
-        if self.position >= len(self.batches(self.epoch)):
+        if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
         epoch, batches = self.epoch, self.batches(self.epoch)
         while self.position < len(batches):
@@ -127,7 +134,7 @@ class BatchSampler:
             state: As made by `state_dict`; an exhausted epoch is the start of the next.
         """
         self.epoch, self.position = state["epoch"], state["position"]
-        if self.position >= len(self.batches(self.epoch)):
+        if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
 
 

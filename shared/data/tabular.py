@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from polyfm.shared.errors import DataError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _FOREIGN = {
@@ -32,10 +35,10 @@ class Row:
 
     number: int
     """Which record, from 1; header and blank lines are not counted."""
-    cells: tuple[str, ...] | None
-    """One text per column, empty where there is nothing; None if the record is malformed."""
+    cells: tuple[str, ...]
+    """One text per column, empty where there is nothing; more or fewer if the record is malformed."""
     problem: str = ""
-    """Why it is malformed."""
+    """Why the record is malformed; empty if it is well-formed."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,12 @@ class Table:
                 if not cells:
                     continue
                 number += 1
-                if len(cells) == width:
-                    yield Row(number, tuple(cells))
-                else:
-                    yield Row(number, None, f"{len(cells)} cells where the header has {width}")
+                problem = "" if len(cells) == width else f"{len(cells)} cells where the header has {width}"
+                yield Row(number, tuple(cells), problem)
 
     def _parquet_rows(self) -> Iterator[Row]:
-        import pyarrow.parquet as parquet
-
         number = 0
-        with parquet.ParquetFile(self.path) as file:
+        with _open_parquet(self.path) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
@@ -201,16 +200,23 @@ def _parsed(file: IO[str], delimiter: str, path: Path) -> Iterator[list[str]]:
         csv.field_size_limit(before)
 
 
-def _parquet_columns(path: Path) -> tuple[str, ...]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[ParquetFile]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     check_file(path)
     try:
-        with parquet.ParquetFile(path) as file:
-            columns = tuple(file.schema_arrow.names)
-    except arrow.ArrowException as error:
-        raise DataError(f"this is not a Parquet file ({error})", where=path) from error
+        with ParquetFile(path) as file:
+            yield file
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"this is no Parquet file, or a damaged one ({reason})", where=path) from error
+
+
+def _parquet_columns(path: Path) -> tuple[str, ...]:
+    with _open_parquet(path) as file:
+        columns = tuple(file.schema_arrow.names)
     _refuse_repeated(columns, path)
     return columns
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from polyfm.shared.data.datamodule import DataModule
-from polyfm.shared.errors import UsageError
+from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.run_folder import RunFolder
 
@@ -132,5 +132,8 @@ def restore(task: L.LightningModule, data: DataModule, content: dict[str, Any]) 
         content: Of the checkpoint.
     """
     task.on_load_checkpoint(content)
-    task.load_state_dict(content["state_dict"])
+    # The exchange format leaves out what only training needs (teacher, queues).
+    missing, unexpected = task.load_state_dict(content["state_dict"], strict=not content.get("partial"))
+    if unexpected or any(name.startswith("model.") for name in missing):
+        raise DataError(f"the checkpoint does not fit its recipe: {(unexpected + missing)[:3]}")
     data.load_state_dict(content.get(type(data).__qualname__, {}))

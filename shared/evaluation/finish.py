@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
 from polyfm.shared.evaluation.intervals import bootstrap
-from polyfm.shared.evaluation.report.page import Report
+from polyfm.shared.evaluation.report.page import Panel, Report
 from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel, data_panel, recipe_panel, target_panels
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.checkpoint import read_checkpoint
@@ -16,22 +17,35 @@ from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
 
 
-def finish(cli: Any, folder: RunFolder) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that is trained, tested and reported."""
+
+    folder: RunFolder
+    """Where it stands."""
+    task: Any
+    """With its best weights."""
+    data: Any
+    """Set up."""
+    metrics: dict[str, Any]
+    """Final ones."""
+    panels: list[Panel]
+    """Of its report."""
+
+
+def finish(cli: Any, folder: RunFolder) -> Finished:
     """Test the best checkpoint, run the baselines, write ``metrics.json`` and ``report.html``.
 
     Args:
         cli: Built, trained.
         folder: The run.
-
-    Returns:
-        The final metrics.
     """
     task, data = cli.model, cli.datamodule
     content = read_checkpoint(folder.best)
     task.on_load_checkpoint(content)
     task.load_state_dict(content["state_dict"])
     task.eval()
-    panels: list[Any] = [curves_panel(folder.curves)]
+    panels: list[Panel] = [curves_panel(folder.curves)]
     metrics: dict[str, Any] = {}
     has_test = len(data.part("test")) > 0
     if isinstance(task, FinetuneTask) and has_test:
@@ -47,7 +61,7 @@ def finish(cli: Any, folder: RunFolder) -> dict[str, Any]:
     panels += [data_panel(data), recipe_panel(folder)]
     Report(title=cli.recipe.name, subtitle=cli.tree.get("title", ""), panels=panels).write(folder.report)
     show(metrics)
-    return folder.metrics()
+    return Finished(folder, task, data, folder.metrics(), panels)
 
 
 def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -113,16 +127,16 @@ def measure(task: Any, data: Any, part: str) -> dict[str, float]:
 
 
 def show(metrics: dict[str, Any]) -> None:
-    """Print what matters most: the model's line and each baseline's.
+    """Print what matters most: the model's figures, and each baseline's.
 
     Args:
         metrics: By name.
     """
-    names = [name for name in metrics if name.startswith("test/") and name.count("/") == 1]
     print()
-    for name in names:
-        print(f"  {name:<34} {metrics[name]:.4g}")
-    rows = sorted({name.split("/")[1] for name in metrics if name.startswith("baseline/")})
+    for name, value in metrics.items():
+        if name.startswith(("test/", "retrieval/", "generation/", "properties/")) and name.count("/") <= 2:
+            print(f"  {name:<34} {value:.4g}")
+    rows = dict.fromkeys(name.split("/")[1] for name in metrics if name.startswith("baseline/"))
     for row in rows:
         found = {key.split("/", 2)[2]: value for key, value in metrics.items() if key.startswith(f"baseline/{row}/")}
         print(f"  baseline {row:<25} " + ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4]))

@@ -104,7 +104,7 @@ class NextValue(Objective):
         modality: A table of values, whose embedder puts a [CLS] first.
         context: A modality that the values attend to through the fusion; none if empty.
         corrupt: What is hidden, by modality: the modality's own masking, and the context's if any.
-        on: Whether the loss is on the visible (SPMM) or on the hidden values.
+        predict: Whether the loss is on the visible (SPMM) or on the hidden values.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class NextValue(Objective):
         modality: str,
         context: str = "",
         corrupt: dict[str, Corruption] = {},  # noqa: B006 - read only
-        on: Literal["visible", "hidden"] = "visible",
+        predict: Literal["visible", "hidden"] = "visible",
     ) -> None:
         super().__init__()
         own = corrupt.get(modality, MaskValues())
-        self.modality, self.on = modality, on
+        self.modality, self.predict = modality, predict
         self.view = conditioned(View(modality, own, CAUSAL), context, corrupt)
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
@@ -132,7 +132,7 @@ class NextValue(Objective):
         features = views[self.view]
         inputs = inputs_of(features, batch[self.modality])
         hidden: Tensor = features.selected  # type: ignore[assignment]
-        chosen = hidden if self.on == "hidden" else inputs.known.flatten() & ~hidden
+        chosen = hidden if self.predict == "hidden" else inputs.known.flatten() & ~hidden
         x, following = before_items(features.tokens)
         chosen = chosen[following]
         return value_output(self.head(x[chosen])[:, 0], inputs.values.flatten()[following[chosen]])

@@ -109,7 +109,7 @@ class MaskedValues(Objective):
         modality: A table of values.
         context: A modality that the values attend to through the fusion; none if empty.
         corrupt: What is hidden, by modality: the modality's own masking, and the context's if any.
-        on: Whether the loss is on the hidden or on the visible values.
+        predict: Whether the loss is on the hidden or on the visible values.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class MaskedValues(Objective):
         modality: str,
         context: str = "",
         corrupt: dict[str, Corruption] = {},  # noqa: B006 - read only
-        on: Literal["hidden", "visible"] = "hidden",
+        predict: Literal["hidden", "visible"] = "hidden",
     ) -> None:
         super().__init__()
         own = corrupt.get(modality, MaskValues())
-        self.modality, self.on = modality, on
+        self.modality, self.predict = modality, predict
         self.view = conditioned(View(modality, own), context, corrupt)
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
@@ -137,7 +137,7 @@ class MaskedValues(Objective):
         features = views[self.view]
         inputs = inputs_of(features, batch[self.modality])
         hidden: Tensor = features.selected  # type: ignore[assignment]
-        chosen = hidden if self.on == "hidden" else inputs.known.flatten() & ~hidden
+        chosen = hidden if self.predict == "hidden" else inputs.known.flatten() & ~hidden
         predicted = self.head(features.tokens.items()[chosen])[:, 0]
         return value_output(predicted, inputs.values.flatten()[chosen])
 

@@ -120,7 +120,7 @@ class MaskValues(Corruption):
 class TokenDropout(Embedder):
     """Drops a share of the tokens of each sequence while training (FLIP, Li et al., arXiv 2212.00794; patch dropout).
 
-    Like `nn.Dropout` it draws from torch's global generator. Not for views whose objective asks for every item's vector.
+    Like `nn.Dropout` it draws from torch's global generator. Not for objectives that ask for every item's vector.
 
     Args:
         width: D.
@@ -135,7 +135,7 @@ class TokenDropout(Embedder):
 
     def forward(self, batch: Any) -> Tokens:
         """See `Embedder.forward`. The prefix ([CLS]) always stays."""
-        tokens = self.embedder(batch)
+        tokens: Tokens = self.embedder(batch)
         if not self.training or self.rate == 0:
             return tokens
         if tokens.edges is not None:
@@ -146,7 +146,7 @@ class TokenDropout(Embedder):
         place = ragged.places(packed.boundaries, total)
         lengths = packed.lengths.long()
         # 1e-9: 0.3 * 10 must be 3, whichever side of it the product falls.
-        kept = lengths - ((lengths - prefix).double() * self.rate + 1e-9).floor().long()
+        kept = lengths - ((lengths - prefix).clamp(min=0).double() * self.rate + 1e-9).floor().long()
         # A random order within each sequence, the prefix first; the front of it stays.
         chance = torch.rand(total, device=owner.device).masked_fill(place < prefix, -1.0)
         order = torch.argsort(chance)

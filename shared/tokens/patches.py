@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polyfm.shared.data.batch import Grids
 from polyfm.shared.errors import DataError
 from polyfm.shared.tokens.embedder import Embedder
-from polyfm.shared.tokens.positions import Positions
+from polyfm.shared.tokens.positions import NoPositions, Positions
 from polyfm.shared.tokens.tokens import Tokens
 
 
@@ -28,8 +28,9 @@ def patchify(values: Tensor, patch: Sequence[int]) -> Tensor:
     """
     shape, axes = values.shape[2:], len(patch)
     if len(shape) != axes or any(size % step for size, step in zip(shape, patch, strict=True)):
+        grid, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, patch))
         raise DataError(
-            f"a grid of {' x '.join(map(str, shape))} cells cannot be cut into patches of {' x '.join(map(str, patch))}",
+            f"a grid of {grid} cells cannot be cut into patches of {wanted}",
             remedy="Pad or resample the grid, or choose another patch",
         )
     cut = values
@@ -77,7 +78,7 @@ class PatchTokens(Embedder):
         width: int,
         channels: int,
         patch: Sequence[int],
-        positions: Callable[[int], Positions] = Positions,
+        positions: Callable[[int], Positions] = NoPositions,
         cls: bool = True,
         dropout: float = 0.0,
     ) -> None:

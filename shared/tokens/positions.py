@@ -49,6 +49,17 @@ class Positions(nn.Module):
         return q_positions.new_zeros(1, 1, 1, 1)
 
 
+class NoPositions(Positions):
+    """For embedders whose backbone knows positions by itself (rotary), or needs none.
+
+    Args:
+        width: D, which every scheme that embeds is given.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
 class ComposedPositions(Positions):
     """Several schemes at once, e.g. absolute + rotary (CoMP)."""
 
@@ -98,7 +109,7 @@ class AbsolutePositions(Positions):
         readable = index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling()
         if readable and int(index.max()) >= self.maximum:
             raise DataError(
-                f"position {int(index.max())} is beyond the {self.maximum} positions (0 to {self.maximum - 1}) of this model",
+                f"position {int(index.max())} is beyond the {self.maximum} positions of this model, counted from 0",
                 remedy="Cut the sequences, or raise `maximum` of the positions",
             )
         for k, table in enumerate(self.tables):

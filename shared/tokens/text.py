@@ -19,7 +19,7 @@ class TextTokens(Embedder):
     Args:
         width: D.
         vocabulary: V.
-        positions: Given the width; adds positions to the vectors. `Positions` adds none (the backbone rotates).
+        positions: Given the width; adds positions to the vectors. `NoPositions` adds none (the backbone rotates).
         norm: LayerNorm after the sum.
         dropout: After the norm.
         eps: Of the LayerNorm.

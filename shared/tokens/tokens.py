@@ -54,13 +54,13 @@ class Tokens(Carrier):
     @property
     def lengths(self) -> Tensor:
         """(B,) real tokens in each sequence."""
-        return self._mask.sum(-1) if self.cu_seqlens is None else self.cu_seqlens.diff()
+        return self.real.sum(-1) if self.cu_seqlens is None else self.cu_seqlens.diff()
 
     def pack(self) -> Tokens:
         """The same tokens end to end."""
         if self.cu_seqlens is not None:
             return self
-        real = self._mask.flatten().nonzero()[:, 0]
+        real = self.real.flatten().nonzero()[:, 0]
         return self.replace(
             x=self.x.flatten(0, 1).index_select(0, real),
             positions=self.positions.flatten(0, 1)[real],
@@ -79,8 +79,8 @@ class Tokens(Carrier):
         slots = ragged.owners(self.cu_seqlens, total) * longest + ragged.places(self.cu_seqlens, total)
 
         def spread(flat: Tensor) -> Tensor:
-            padded = flat.new_zeros(len(lengths) * longest, *flat.shape[1:])
-            return padded.index_copy(0, slots, flat).unflatten(0, (len(lengths), longest))
+            padded = flat.new_zeros(len(lengths) * longest, *flat.shape[1:]).index_copy(0, slots, flat)
+            return padded.view(len(lengths), longest, *flat.shape[1:])
 
         return self.replace(
             x=spread(self.x),
@@ -125,9 +125,10 @@ class Tokens(Carrier):
         return self.cu_seqlens
 
     @property
-    def _mask(self) -> Tensor:
+    def real(self) -> Tensor:
+        """(B, N) bool ``mask`` of padded tokens; packed ones have none and raise."""
         if self.mask is None:
-            raise ValueError("padded tokens need a mask")
+            raise ValueError("these tokens have no mask: call pad() first")
         return self.mask
 
 

@@ -141,7 +141,7 @@ class RecipeParser(LightningCLI):
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value != defaults.get(key)}
         for key in FORBIDDEN:
             tree["trainer"].pop(key, None)
-        return _short_names({"domain": self.recipe.domain, **tree})
+        return _short_names({**tree, "domain": self.recipe.domain})
 
     def make_trainer(self, run: Path, callbacks: list[L.Callback], **overrides: Any) -> L.Trainer:
         """The trainer of a run.
@@ -220,7 +220,9 @@ def quiet_libraries() -> None:
         ".*Trying to infer the `batch_size`.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*Checkpoint directory.*exists and is not empty.*",  # resuming is our own decision
-        ".*does not support pickle.*",
+        ".*'set_vital' is deprecated.*",  # torchdata calls it
+        ".*Experiment logs directory.*",  # the run folder is ours; nothing in it is deleted
+        ".*could not find the monitored key.*",  # a run may end before its first validation
     ):
         warnings.filterwarnings("ignore", pattern)
     if not sys.warnoptions:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from polyfm.shared.errors import DataError
@@ -45,6 +48,8 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         raise DataError("there is no such checkpoint", where=file)
     if file.stat().st_size > MAX_BYTES:
         raise DataError(f"this checkpoint is larger than {MAX_BYTES >> 30} GiB", where=file)
+    if file.suffix == ".safetensors":
+        return read_exchange(file)
     try:
         content = torch.load(file, map_location=map_location, weights_only=True)  # noqa: TID251 - the one safe place
     except Exception as error:
@@ -56,6 +61,42 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError("this checkpoint does not hold a mapping", where=file)
     return content
+
+
+def write_exchange(content: dict[str, Any], path: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """A checkpoint in the exchange format: safetensors, with everything but the weights as JSON in its header.
+
+    Optimiser state, the teacher and queues are left out: the file is for use, not for resuming.
+
+    Args:
+        content: Of a checkpoint.
+        path: Ends in .safetensors.
+        dtype: Of the weights in the file; they are float32 again when read.
+    """
+    used = {
+        name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in content["state_dict"].items()
+        if not name.startswith("teacher.") and not {"queues", "teacher_head", "teacher_table"} & set(name.split("."))
+    }
+    left_out = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision")
+    rest = {key: value for key, value in content.items() if key not in left_out}
+    save_file(used, path, metadata={"content": json.dumps(rest)})
+
+
+def read_exchange(path: Path) -> dict[str, Any]:
+    """A checkpoint from the exchange format.
+
+    Args:
+        path: Of the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads(file.metadata()["content"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"this is not a checkpoint in the exchange format ({error})", where=path) from error
+    state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return {**content, "state_dict": state, "partial": True}
 
 
 def load_weights(module: nn.Module, state: dict[str, torch.Tensor], *, what: str, at_least: float = 0.9) -> str:

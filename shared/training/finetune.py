@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.training.optim import AdamW, prepare_blocks
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.targets import Target, fit_target, target_from_state
@@ -33,10 +34,13 @@ class FinetuneTask(L.LightningModule):
         stages: What is trained when, by name, in order; as ``train_blocks`` says all the time if empty.
     """
 
+    untrained = ("model.encoders.*.projection.*",)
+    """Globs of parameters that no stage may train: the head reads the pooled vector, before the projection."""
+
     def __init__(
         self,
         encoders: dict[str, Encoder],
-        kind: str = "auto",
+        kind: Literal["auto", "regression", "binary", "multiclass"] = "auto",
         hidden: int = 0,
         dropout: float = 0.1,
         train_blocks: int = -1,
@@ -94,7 +98,8 @@ class FinetuneTask(L.LightningModule):
         Args:
             batch: The items.
         """
-        return self.head(self.embed(batch))
+        outputs: Tensor = self.head(self.embed(batch))
+        return outputs.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
@@ -106,7 +111,7 @@ class FinetuneTask(L.LightningModule):
         """Collect predictions; metrics are over the whole part."""
         outputs, values = self(batch), batch.targets["labels"]
         self.log("valid/loss", self._target.loss(outputs, values), batch_size=len(batch), sync_dist=True)
-        self._collected.append((self._target.decode(outputs).float().cpu(), values.cpu()))
+        self._collected.append((self._target.decode(outputs), values))
 
     def on_validation_epoch_end(self) -> None:
         """Choose thresholds and log metrics."""
@@ -117,7 +122,7 @@ class FinetuneTask(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions."""
-        self._collected.append((self._target.decode(self(batch)).float().cpu(), batch.targets["labels"].cpu()))
+        self._collected.append((self._target.decode(self(batch)), batch.targets["labels"]))
 
     def on_test_epoch_end(self) -> None:
         """Log metrics, at the thresholds that validation chose."""
@@ -125,7 +130,7 @@ class FinetuneTask(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
         """Predictions in the labels' own unit, or probabilities."""
-        return {"ids": batch.ids, "predictions": self._target.decode(self(batch)).float()}
+        return {"ids": batch.ids, "predictions": self._target.decode(self(batch))}
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up, cosine decay and layer-wise rates."""
@@ -150,18 +155,20 @@ class FinetuneTask(L.LightningModule):
         return self.target
 
     def _drain(self) -> tuple[np.ndarray, np.ndarray]:
-        predictions, values = (torch.cat(parts).numpy() for parts in zip(*self._collected, strict=True))
+        """(n, outputs) predictions and (n, tasks) labels of the whole part, from all processes."""
+        predictions, values = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
         self._collected.clear()
-        return predictions, values
+        ranks = Ranks.of(predictions)
+        return ranks.gather(predictions).cpu().numpy(), ranks.gather(values).cpu().numpy()
 
     def _log_metrics(self, stage: str, predictions: np.ndarray, values: np.ndarray) -> None:
         target = self._target
         found = target.metrics(predictions, values)
-        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, rank_zero_only=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()}, sync_dist=True)
         if target.primary in found:
             sign = 1.0 if target.higher_is_better else -1.0
             # One name and one direction for whatever is predicted: early stopping and the best checkpoint watch this.
-            self.log(f"{stage}/score", sign * found[target.primary], prog_bar=True, rank_zero_only=True)
+            self.log(f"{stage}/score", sign * found[target.primary], prog_bar=True, sync_dist=True)
 
 
 def freeze(encoders: dict[str, Encoder], train_blocks: int) -> None:
@@ -173,7 +180,7 @@ def freeze(encoders: dict[str, Encoder], train_blocks: int) -> None:
     """
     for encoder in encoders.values():
         if encoder.projection is not None:
-            encoder.projection.requires_grad_(False)  # the head reads the pooled vector before the projection
+            encoder.projection.requires_grad_(False)  # see `FinetuneTask.untrained`
         if train_blocks < 0:
             continue
         encoder.requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,15 +18,13 @@ class GradientPolicy(nn.Module):
     def __init__(self, weights: dict[str, float] = {}) -> None:  # noqa: B006 - read only
         super().__init__()
         self.weights = dict(weights)
-        self.override: dict[str, float] = {}
-        """Weights of the current stage, which go before the recipe's."""
 
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor], stage: Mapping[str, float] = {}) -> Tensor:
         """The total.
 
         Args:
             losses: () each, by objective.
+            stage: Weights of the current stage, which go before the recipe's.
         """
-        weights = {**self.weights, **self.override}
-        total = sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
-        return total  # type: ignore[return-value]
+        weights = {**self.weights, **stage}
+        return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.block import Block
-from polyfm.shared.backbones.transformer import Transformer
-from polyfm.shared.training.stages import Stage
+from polyfm.shared.errors import RecipeError
+from polyfm.shared.training.stages import Stage, trainable
 
 
 class AdamW:
@@ -25,7 +28,8 @@ class AdamW:
         betas: Decay of the moments.
         warmup: Share of the run's steps that the rate rises linearly.
         floor: Last learning rate, as a share of the peak.
-        layer_decay: Rate of a block relative to the one above it; 1 for equal rates (ELECTRA, BEiT use 0.65 to 0.9).
+        layer_decay: Rate of a block relative to what is above it, down to the embedder; 1 for equal rates (BEiT, arXiv
+            2106.08254, uses 0.65 to 0.9). Heads and the final norm have the full rate.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class AdamW:
 
         def at(step: int) -> float:
             if step < warm:
-                return (step + 1) / warm
+                return (step + 1) / warm  # the last step of the warm-up has the peak rate
             done = min((step - warm) / max(total_steps - warm, 1), 1.0)
             return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -76,33 +80,31 @@ class AdamW:
             module: Whose parameters are grouped; frozen ones are left out unless a stage trains them.
             stages: By name.
         """
-        depth = _depths(module)
-        top = max(depth.values(), default=0)
+        below = _below_the_top(module)
         groups: dict[Any, dict[str, Any]] = {}
-        for name, parameter in module.named_parameters():
+        for name, parameter in trainable(module):
             if not parameter.requires_grad and not any(stage.trains(name) for stage in stages.values()):
                 continue
-            if name.startswith("teacher."):
-                continue
             decay = self.weight_decay if parameter.ndim >= 2 else 0.0
-            rate = self.lr * self.layer_decay ** (top - depth.get(name, top))
+            rate = self.lr * self.layer_decay ** below.get(name, 0)
             key = (decay, rate, *(stage.rate(name) for stage in stages.values()))
             fresh = {"params": [], "weight_decay": decay, "lr": rate, "base_lr": rate, "example": name}
             groups.setdefault(key, fresh)["params"].append(parameter)
         return list(groups.values())
 
 
-def _depths(module: nn.Module) -> dict[str, int]:
-    """Depth of each parameter inside an encoder: 0 embedder, i + 1 block i, then the final norm; heads have none."""
-    depths: dict[str, int] = {}
+def _below_the_top(module: nn.Module) -> dict[str, int]:
+    """How many steps below the heads a parameter is: 1 the last block of its encoder, …, the embedder one below all."""
+    steps: dict[str, int] = {}
     for prefix, part in module.named_modules():
-        if isinstance(part, Transformer):
-            owner = prefix.rsplit(".", 1)[0]
-            depths |= {name: 0 for name, _ in module.named_parameters() if name.startswith(f"{owner}.embedder.")}
+        if isinstance(part, Backbone):
+            depth = len(part.blocks)
+            owner = prefix.rpartition(".")[0]
+            embedder = f"{owner}.embedder." if owner else "embedder."
+            steps |= {name: depth + 1 for name, _ in module.named_parameters() if name.startswith(embedder)}
             for i, block in enumerate(part.blocks):
-                depths |= {f"{prefix}.blocks.{i}.{name}": i + 1 for name, _ in block.named_parameters()}
-            depths |= {f"{prefix}.norm.{name}": len(part.blocks) + 1 for name, _ in part.norm.named_parameters()}
-    return depths
+                steps |= {f"{prefix}.blocks.{i}.{name}": depth - i for name, _ in block.named_parameters()}
+    return steps
 
 
 def prepare_blocks(module: nn.Module, *, recompute: bool, compile: bool) -> None:
@@ -112,9 +114,18 @@ def prepare_blocks(module: nn.Module, *, recompute: bool, compile: bool) -> None
         module: Holds the blocks.
         recompute: Recompute activations in the backward pass instead of keeping them (less memory, about a third slower).
         compile: Compile each block; all blocks of a stack share one compilation.
+
+    Raises:
+        RecipeError: No C++ compiler is there to compile with.
     """
+    if compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+        raise RecipeError(
+            "there is no C++ compiler on this machine, which torch.compile needs",
+            where="model.compile",
+            remedy="Install one (Debian, Ubuntu: apt install g++), or leave model.compile out",
+        )
     for part in module.modules():
-        if isinstance(part, Transformer):
+        if isinstance(part, Backbone):
             part.recompute = recompute
         if compile and isinstance(part, Block):
             part.compile(dynamic=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import Encoder, Fusion, MultimodalModel
 from polyfm.shared.data.batch import Batch
+from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.objective import Objective, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.gradients import GradientPolicy
@@ -33,6 +35,9 @@ class PretrainTask(L.LightningModule):
         stages: What is trained when, by name, in order; all of it all the time if empty.
     """
 
+    untrained = ("teacher.*", "objectives.*.teacher_*")
+    """Globs of parameters that follow others and that no stage may train."""
+
     def __init__(
         self,
         encoders: dict[str, Encoder],
@@ -46,11 +51,16 @@ class PretrainTask(L.LightningModule):
         stages: dict[str, Stage] = {},  # noqa: B006 - read only
     ) -> None:
         super().__init__()
+        _check_names(gradients.weights, objectives, "model.gradients.weights")
+        for name, stage in stages.items():
+            _check_names(stage.objectives, objectives, f"model.stages.{name}.objectives")
         self.model = MultimodalModel(encoders, fusion)
         self.objectives = nn.ModuleDict(objectives)
         for objective in objectives.values():
             objective.build(encoders)
         self.gradients, self.optimizer, self.momentum, self.stages = gradients, optimizer, momentum, stages
+        self.stage_weights: dict[str, float] = {}
+        """Of objectives, in the current stage; `StageSwitch` sets them."""
         self.needs: set[View] = set().union(*(objective.needs() for objective in objectives.values()))
         self.teacher: MultimodalModel | None = None
         if any(view.weights == "teacher" for view in self.needs):
@@ -77,7 +87,7 @@ class PretrainTask(L.LightningModule):
             stage: train, valid or test.
         """
         outputs = {name: objective(views, batch) for name, objective in self.objectives.items()}
-        total = self.gradients({name: output.loss for name, output in outputs.items()})
+        total = self.gradients({name: output.loss for name, output in outputs.items()}, self.stage_weights)
         logs = {f"{stage}/{name}/loss": output.loss.detach() for name, output in outputs.items()}
         for name, output in outputs.items():
             logs |= {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
@@ -107,10 +117,10 @@ class PretrainTask(L.LightningModule):
                 objective.update(self._views)  # type: ignore[operator]
             self._views = None
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """The teacher follows, once per optimiser step."""
-        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if self.teacher is not None and (stepped or self.trainer.is_last_batch):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The teacher follows at once: a checkpoint of this step, written before `on_train_batch_end`, has it."""
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:
             move_average(self.teacher, self.model, self.momentum)
             for objective in self.objectives.values():
                 objective.follow(self.model, self.momentum)  # type: ignore[operator]
@@ -143,3 +153,10 @@ class PretrainTask(L.LightningModule):
     def seed(self) -> int:
         """Of corruptions: the data module's, so that one number decides a run."""
         return int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
+
+
+def _check_names(weights: Mapping[str, float], objectives: Mapping[str, Objective], where: str) -> None:
+    """A weight of an objective that does not exist is a mistake."""
+    for name in weights:
+        if name not in objectives:
+            raise RecipeError(f"there is no objective {name!r}", where=where, remedy=f"Known: {', '.join(objectives)}")

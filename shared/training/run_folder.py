@@ -78,7 +78,7 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """The checkpoint to use: the best on validation data, else the last."""
-        for name in ("best.ckpt", "last.ckpt"):
+        for name in ("best.ckpt", "last.ckpt", "best.safetensors"):
             if (self.checkpoints / name).is_file():
                 return self.checkpoints / name
         raise UsageError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
+from torch import nn
 
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
@@ -33,9 +35,7 @@ class Stage:
         Args:
             name: Of the parameter.
         """
-        return any(fnmatch.fnmatch(name, glob) for glob in self.train) and not any(
-            fnmatch.fnmatch(name, glob) for glob in self.freeze
-        )
+        return matches(name, self.train) and not matches(name, self.freeze)
 
     def rate(self, name: str) -> float:
         """A parameter's share of the learning rate.
@@ -43,7 +43,27 @@ class Stage:
         Args:
             name: Of the parameter.
         """
-        return next((rate for glob, rate in self.rates.items() if fnmatch.fnmatch(name, glob)), 1.0)
+        return next((rate for glob, rate in self.rates.items() if matches(name, (glob,))), 1.0)
+
+
+def matches(name: str, globs: Iterable[str]) -> bool:
+    """Whether one of the globs matches, the case of letters counted.
+
+    Args:
+        name: Of a parameter.
+        globs: As in ``model.encoders.smiles.*``.
+    """
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that a stage may train, with their names: not those that a task declares ``untrained``.
+
+    Args:
+        module: The task.
+    """
+    untrained: Sequence[str] = getattr(module, "untrained", ())
+    return [(name, parameter) for name, parameter in module.named_parameters() if not matches(name, untrained)]
 
 
 class StageSwitch(L.Callback):
@@ -70,10 +90,10 @@ class StageSwitch(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Globs that match nothing are mistakes."""
-        names = [name for name, _ in pl_module.named_parameters()]
+        names = [name for name, _ in trainable(pl_module)]
         for title, stage in self.stages.items():
             for glob in (*stage.train, *stage.freeze, *stage.rates):
-                if not fnmatch.filter(names, glob):
+                if not any(matches(name, (glob,)) for name in names):
                     raise RecipeError(
                         f"{glob!r} matches no parameter", where=f"model.stages.{title}", remedy=f"Names look like {names[0]}"
                     )
@@ -97,13 +117,14 @@ class StageSwitch(L.Callback):
             stage: Applied.
             trainer: Holds the optimiser and its schedule.
         """
-        for name, parameter in module.named_parameters():
-            if not name.startswith("teacher."):
-                parameter.requires_grad_(stage.trains(name))
+        for name, parameter in trainable(module):
+            parameter.requires_grad_(stage.trains(name))
+            if not parameter.requires_grad:
+                parameter.grad = None  # what was accumulated before the switch must not move it any more
         for optimizer, config in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
             for i, group in enumerate(optimizer.param_groups):
                 # All parameters of a group have the same rates in every stage: `AdamW.groups` splits them so.
                 config.scheduler.base_lrs[i] = group["base_lr"] * stage.rate(group["example"])  # type: ignore[union-attr]
                 group["lr"] = config.scheduler.base_lrs[i] * config.scheduler.lr_lambdas[i](trainer.global_step)  # type: ignore[union-attr]
-        if hasattr(module, "gradients"):
-            module.gradients.override = stage.objectives
+        if hasattr(module, "stage_weights"):
+            module.stage_weights = stage.objectives

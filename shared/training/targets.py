@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyfm.shared.errors import DataError
+from polyfm.shared.errors import DataError, RecipeError
 
 
 @dataclasses.dataclass
@@ -94,6 +94,9 @@ class Regression(Target):
     @classmethod
     def fit(cls, names: list[str], values: np.ndarray) -> Self:
         """See `Target.fit`."""
+        for name, column in zip(names, values.T, strict=True):
+            if np.isnan(column).all():
+                raise DataError(f"column {name!r} has no label among the training rows")
         scale = np.nanstd(values, axis=0)
         return cls(
             names=names,
@@ -125,8 +128,7 @@ class Regression(Target):
             if len(y) > 1 and np.ptp(y) > 0:
                 found["r2"] = float(sk.r2_score(y, p))
                 if np.ptp(p) > 0:
-                    ranks = [np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (p, y)]
-                    found["spearman"] = float(np.corrcoef(*ranks)[0, 1])
+                    found["spearman"] = float(np.corrcoef(ranks(p), ranks(y))[0, 1])
             per_column[name] = found
         return average_columns(per_column)
 
@@ -153,13 +155,14 @@ class Binary(Target):
                 remedy="Use --model.kind regression, or a column of 0 and 1",
             )
         positives, given = np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0)
-        for name, p, n in zip(names, positives, given, strict=True):
-            if p == 0 or p == n:
-                raise DataError(
-                    f"column {name!r} has only one class among its {n:g} training labels",
-                    remedy="Choose another split (--data.split random) or leave the column out",
-                )
-        weight = np.clip((given - positives) / np.maximum(positives, 1), 0.05, 20.0)
+        both = (positives > 0) & (positives < given)
+        if not both.any():
+            raise DataError(
+                f"column {names[0]!r} has only one class among its {given[0]} training labels",
+                remedy="Choose another split (--data.split random) or another column",
+            )
+        # Of several columns some may have one class only: they stay, so that a set has the same columns in every split.
+        weight = np.where(both, np.clip((given - positives) / np.maximum(positives, 1), 0.05, 20.0), 1.0)
         return cls(names=names, positive_weight=weight.tolist(), threshold=[0.5] * len(names))
 
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
@@ -233,22 +236,28 @@ class MultiClass(Target):
         Args:
             names: The one label column.
             values: (n, 1) class indices, NaN where missing.
-            classes: Names of the classes; the numbers themselves if None.
+            classes: Names of the classes; the numbers themselves if there are none.
         """
         if len(names) != 1:
             raise DataError(f"several classes can be predicted for one column, not for {len(names)}")
-        given = values[~np.isnan(values)].astype(int)
-        classes = [str(i) for i in range(given.max() + 1)] if classes is None else classes
-        count = np.bincount(given, minlength=len(classes))
+        given = values[~np.isnan(values)]
+        wrong = given[(given < 0) | (given % 1 != 0)]
+        if len(wrong):
+            raise DataError(
+                f"label {wrong[0]:g} in column {names[0]!r} is no class: expected 0, 1, 2 …",
+                remedy="Use --model.kind regression, or number the classes",
+            )
+        classes = classes or [str(i) for i in range(int(given.max(initial=0)) + 1)]
+        count = np.bincount(given.astype(int), minlength=len(classes))
         if (count > 0).sum() < 2:
             raise DataError(f"column {names[0]!r} has only one class among its {len(given)} training labels")
         weight = np.sqrt(len(given) / (len(classes) * np.maximum(count, 1)))
         return cls(names=names, classes=classes, class_weight=weight.tolist())
 
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """See `Target.loss`."""
+        """See `Target.loss`. A class that training labels lack cannot be told: in validation it counts as missing."""
         values = values[:, 0]
-        given = ~values.isnan()
+        given = ~values.isnan() & (values < self.outputs)
         labels = torch.where(given, values, -100.0).long()
         weight = outputs.new_tensor(self.class_weight)
         losses = F.cross_entropy(outputs, labels, weight=weight, reduction="none")
@@ -286,9 +295,10 @@ def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[st
     """
     if not len(names):
         raise DataError("no label column is given", remedy="Name one: --data.targets [COLUMN]")
-    for name, column in zip(names, values.T, strict=True):
-        if np.isnan(column).all():
-            raise DataError(f"column {name!r} has no label among the training rows")
+    if kind != "auto" and kind not in KINDS:
+        raise RecipeError(f"there is no kind {kind!r}", where="model.kind", remedy=f"Known: auto, {', '.join(KINDS)}")
+    if np.isnan(values).all():
+        raise DataError(f"column {names[0]!r} has no label among the training rows")
     if kind == "auto":
         given = values[~np.isnan(values)]
         kind = "multiclass" if classes else "binary" if np.isin(given, (0, 1)).all() else "regression"
@@ -306,6 +316,16 @@ def target_from_state(state: dict[str, Any]) -> Target:
     state = dict(state)
     kinds = {kind.__name__: kind for kind in KINDS.values()}
     return kinds[state.pop("kind")](**state)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """(n,) rank of each value from 1; ties share their mean rank.
+
+    Args:
+        values: (n,).
+    """
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def average_columns(per_column: dict[str, dict[str, float]]) -> dict[str, float]:

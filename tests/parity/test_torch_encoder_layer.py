@@ -32,7 +32,9 @@ def test_block_is_torch_layer(block: type, norm_first: bool, mask: MaskSpec, pac
     pairs |= {"feed_forward.inner": reference.linear1, "feed_forward.outer": reference.linear2}
     state = {f"{name}.{kind}": getattr(part, kind) for name, part in pairs.items() for kind in ("weight", "bias")}
     for kind, joint in (("weight", reference.self_attn.in_proj_weight), ("bias", reference.self_attn.in_proj_bias)):
-        state |= {f"attention.{n}.{kind}": part for n, part in zip(("query", "key", "value"), joint.chunk(3), strict=True)}
+        state |= {
+            f"attention.{n}.{kind}": part for n, part in zip(("query", "key", "value"), joint.chunk(3), strict=True)
+        }
     ours.load_state_dict(state)
     model.norm = nn.Identity()  # the layer alone
 
@@ -48,8 +50,6 @@ def test_block_is_torch_layer(block: type, norm_first: bool, mask: MaskSpec, pac
 
     y.square().sum().backward()
     expected[real].square().sum().backward()
-    torch.testing.assert_close(
-        ours.feed_forward.inner.weight.grad, reference.linear1.weight.grad, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(ours.feed_forward.inner.weight.grad, reference.linear1.weight.grad, atol=1e-4, rtol=1e-4)
     joint = torch.cat([getattr(ours.attention, name).weight.grad for name in ("query", "key", "value")])
     torch.testing.assert_close(joint, reference.self_attn.in_proj_weight.grad, atol=1e-4, rtol=1e-4)

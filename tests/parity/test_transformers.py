@@ -18,7 +18,7 @@ from polyfm.shared.backbones.generation import beam_search, generate
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import TokenIds
-from polyfm.shared.tokens.positions import Positions
+from polyfm.shared.tokens.positions import NoPositions
 from polyfm.shared.tokens.text import TextTokens
 
 VOCABULARY, WIDTH, HEADS, DEPTH = 40, 32, 4, 2
@@ -79,14 +79,20 @@ def llama() -> LlamaForCausalLM:
 
 
 def our_llama() -> CausalDecoder:
-    embedder = partial(TextTokens, vocabulary=VOCABULARY, positions=lambda width: Positions(), norm=False, dropout=0.0)
+    embedder = partial(TextTokens, vocabulary=VOCABULARY, positions=NoPositions, norm=False, dropout=0.0)
     block = partial(Llama, heads=HEADS, kv_heads=2, hidden=48)
     return CausalDecoder(WIDTH, embedder, partial(Transformer, depth=DEPTH, block=block), tied=False).eval()
 
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=WIDTH, n_head=HEADS, n_layer=DEPTH, n_positions=512, eos_token_id=0, pad_token_id=0
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_head=HEADS,
+        n_layer=DEPTH,
+        n_positions=512,
+        eos_token_id=0,
+        pad_token_id=0,
     )
     return randomised(GPT2LMHeadModel(config))
 

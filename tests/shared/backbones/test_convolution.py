@@ -68,7 +68,9 @@ def test_block_is_its_formula() -> None:
 
 
 def test_in_an_encoder_also_without_rows() -> None:
-    model = Encoder(16, partial(ResNet, channels=1, depths=(1, 1), base=8), partial(Transformer, depth=0), Mean, 4).train()
+    model = Encoder(
+        16, partial(ResNet, channels=1, depths=(1, 1), base=8), partial(Transformer, depth=0), Mean, 4
+    ).train()
     batch = Grids(rows=torch.arange(0), values=torch.zeros(0, 1, 32, 32), spacing=torch.ones(0, 2))
     model(batch).projected.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -31,7 +31,9 @@ def test_piece_by_piece_is_all_at_once(
     ids: Callable[..., TokenIds], block: Callable[[int], Block], pieces: list[int]
 ) -> None:
     """Sequences of unequal length fed in unequal pieces: holes in the cache are never seen."""
-    model = CausalDecoder(16, partial(TextTokens, vocabulary=50, dropout=0.0), partial(Transformer, depth=2, block=block))
+    model = CausalDecoder(
+        16, partial(TextTokens, vocabulary=50, dropout=0.0), partial(Transformer, depth=2, block=block)
+    )
     model.eval()
     lengths = [9, 5, 1, 7]
     batch = ids(lengths)

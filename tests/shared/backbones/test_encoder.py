@@ -18,7 +18,7 @@ from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data.batch import TokenIds, Values
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.tokens.embedder import Embedder
-from polyfm.shared.tokens.positions import Positions
+from polyfm.shared.tokens.positions import NoPositions
 from polyfm.shared.tokens.table import ValueTokens
 from polyfm.shared.tokens.text import TextTokens
 from polyfm.shared.tokens.tokens import Tokens
@@ -85,7 +85,7 @@ def test_sizes_without_memory() -> None:
 
 def test_size_of_llama_7b() -> None:
     """6,738,415,616 parameters, half of the embeddings (32,000 x 4,096) in the head that an encoder has not."""
-    embedder = partial(TextTokens, vocabulary=32_000, positions=lambda width: Positions(), norm=False)
+    embedder = partial(TextTokens, vocabulary=32_000, positions=NoPositions, norm=False)
     block = partial(Llama, heads=32, hidden=11_008)
     model: nn.Module = on_meta(partial(Encoder, 4096, embedder, partial(Transformer, depth=32, block=block)))
     assert num_parameters(model) == 6_738_415_616 - 32_000 * 4096

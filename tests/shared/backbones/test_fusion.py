@@ -127,15 +127,15 @@ def test_closed_gates_leave_the_block_as_it_was(block: Callable[[int], Block]) -
 def test_gates_are_the_formula() -> None:
     layer = GatedCross(16, partial(PreNorm, heads=2)).eval()
     nn.init.constant_(layer.cross_gate, 0.3)
-    nn.init.constant_(layer.gated_gate, -0.7)
+    nn.init.constant_(layer.feed_forward_gate, -0.7)
     tokens, context = make([4]), make([3])
     model = Transformer(16, 1, lambda width: layer).eval()
     model.norm = nn.Identity()
     planned = plan(FULL, tokens, context)
     x = tokens.x
-    seen = layer.cross(layer.cross_norm(x), tokens.positions, planned.context_layout, context)
+    seen = layer.gated_cross(layer.gated_cross_norm(x), tokens.positions, planned.context_layout, context)
     x = x + torch.tanh(torch.tensor(0.3)) * seen
-    x = x + torch.tanh(torch.tensor(-0.7)) * layer.gated(layer.gated_norm(x))
+    x = x + torch.tanh(torch.tensor(-0.7)) * layer.gated_feed_forward(layer.gated_feed_forward_norm(x))
     x = layer.block(x, tokens, planned.layout)
     torch.testing.assert_close(model(tokens, context=context).x, x)
 
@@ -164,7 +164,9 @@ def test_learned_queries_without_rows() -> None:
 
 def features(rows: list[int]) -> Features:
     pooled = torch.randn(len(rows), 3, requires_grad=True)
-    return Features(tokens=make([1] * len(rows)), pooled=pooled, projected=None, rows=torch.tensor(rows, dtype=torch.int64))
+    return Features(
+        tokens=make([1] * len(rows)), pooled=pooled, projected=None, rows=torch.tensor(rows, dtype=torch.int64)
+    )
 
 
 def test_late_fusion_by_hand() -> None:

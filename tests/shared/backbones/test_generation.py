@@ -84,7 +84,9 @@ def test_wide_beams_find_all_sequences_in_order(ids: Callable[..., TokenIds]) ->
     for row, (start, length) in enumerate(zip(prompt.cu_seqlens.tolist(), PROMPTS, strict=False)):
         scores = sorted(((score(model, prompt.ids[start : start + length], w), w) for w in written), reverse=True)
         assert int(found.finished[row].sum()) == len(written) == 85
-        torch.testing.assert_close(found.log_probs[row, :85], torch.tensor([s for s, _ in scores]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found.log_probs[row, :85], torch.tensor([s for s, _ in scores]), atol=1e-5, rtol=1e-5
+        )
         assert found.sequences()[row][:85] == [w[:-1] for _, w in scores]
         # Behind them stand the likeliest that were cut at four tokens.
         assert found.lengths[row, 85:].unique().tolist() == [4]

@@ -35,7 +35,9 @@ BLOCKS: dict[str, Callable[[int], Block]] = {
     "post": partial(PostNorm, heads=2),
     "sandwich": partial(Block, attention=partial(Attention, heads=2), placement="sandwich"),
     "llama": partial(Llama, heads=4, kv_heads=2),
-    "per modality": partial(Block, attention=partial(Attention, heads=2), feed_forward=partial(PerModality, modalities=2)),
+    "per modality": partial(
+        Block, attention=partial(Attention, heads=2), feed_forward=partial(PerModality, modalities=2)
+    ),
 }
 POSITIONS: dict[str, Callable[[], Positions]] = {
     "relative": partial(RelativePositions, heads=2, dimensions=1, buckets=8, farthest=6),
@@ -75,7 +77,9 @@ def run(model: nn.Module, tokens: Tokens, packed: bool, mask: MaskSpec, context:
 
 
 def assert_same(model: nn.Module, tokens: Tokens, mask: MaskSpec, context: Tokens | None = None) -> None:
-    for ours, theirs in zip(run(model, tokens, True, mask, context), run(model, tokens, False, mask, context), strict=True):
+    for ours, theirs in zip(
+        run(model, tokens, True, mask, context), run(model, tokens, False, mask, context), strict=True
+    ):
         assert ours is not None
         assert ours.isfinite().all()
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

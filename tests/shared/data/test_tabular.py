@@ -10,7 +10,7 @@ from polyfm.shared.data.tabular import open_table
 from polyfm.shared.errors import DataError
 
 
-def cells(path: Path) -> list[tuple[str, ...] | None]:
+def cells(path: Path) -> list[tuple[str, ...]]:
     return [row.cells for row in open_table(path).rows()]
 
 
@@ -32,7 +32,7 @@ def test_a_tsv_may_hold_commas(tmp_path: Path) -> None:
 
 
 def test_excel_marks_and_line_ends(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n\"x,\r\ny\",2\r\n")
+    (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n"x,\r\ny",2\r\n')
     assert open_table(tmp_path / "t.csv").columns == ("a", "b")
     assert cells(tmp_path / "t.csv") == [("x,\r\ny", "2")]
 
@@ -41,8 +41,8 @@ def test_a_ragged_row_is_marked_and_numbered(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n4,5\n")
     rows = list(open_table(tmp_path / "t.csv").rows())
     assert [row.number for row in rows] == [1, 2, 3]
-    assert rows[1].cells is None
-    assert rows[1].problem == "1 cells where the header has 2"
+    assert rows[1].cells == ("3",)
+    assert [row.problem for row in rows] == ["", "1 cells where the header has 2", ""]
 
 
 def test_parquet_gives_the_same_texts(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_parquet_gives_the_same_texts(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "t.parquet")
     assert open_table(tmp_path / "t.parquet").columns == ("s", "y", "n")
     assert cells(tmp_path / "t.parquet")[0] == ("C", "0.1", "1")
-    assert cells(tmp_path / "t.parquet")[1][0] == ""  # type: ignore[index]
+    assert cells(tmp_path / "t.parquet")[1][0] == ""
 
 
 def test_the_nearest_column_is_suggested(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_guesses_look_past_case_and_blanks(tmp_path: Path) -> None:
         ("t.csv", b"PK\x03\x04rest of an xlsx", "Excel"),
         ("t.csv", b"a,a\n1,2\n", "several columns are named 'a'"),
         ("t.csv.gz", gzip.compress(b"a,b\n" + bytes(range(65, 91)) * 1000)[:-20], "gzip file is damaged"),
-        ("t.parquet", b"no parquet at all", "not a Parquet file"),
+        ("t.parquet", b"no parquet at all", "no Parquet file, or a damaged one"),
         ("t.csv", b'a,b\n"' + b"x" * (1 << 24) + b"x\n", "line 2 is not valid CSV.*quote"),
     ],
 )
@@ -99,3 +99,13 @@ def test_missing_files_and_folders(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="this is a folder"):
         open_table(tmp_path / name)
+
+
+def test_a_parquet_file_damaged_inside_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"s": [f"C{index}" for index in range(100)]}).to_parquet(path, compression=None)
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        cells(path)

@@ -41,8 +41,9 @@ def test_log_sum_exp_is_the_dense_one_forward_and_backward(scale: float, by_rows
     expected = torch.autograd.grad(dense, (a, b))
     torch.testing.assert_close(rows, z.logsumexp(1).float(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(columns, z.logsumexp(0).float(), rtol=1e-6, atol=1e-6)
+    # At scale 100 a similarity itself is only good to 4e-6 in float32.
     for ours, theirs in zip(grads, expected, strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+        assert (ours - theirs).norm() <= max(1e-6, scale * 4e-8) * theirs.norm()
 
 
 def test_columns_may_be_left_out() -> None:

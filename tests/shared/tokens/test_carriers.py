@@ -95,9 +95,7 @@ def test_pinning(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_spawned_worker() -> None:
-    loader = DataLoader(
-        CARRIERS, batch_size=None, collate_fn=copy.copy, num_workers=1, multiprocessing_context="spawn"
-    )
+    loader = DataLoader(CARRIERS, batch_size=None, collate_fn=copy.copy, num_workers=1, multiprocessing_context="spawn")
     for returned, sent in zip(loader, CARRIERS, strict=True):
         assert_same(returned, sent)
 

@@ -31,7 +31,7 @@ def test_absolute_positions_add_a_vector_per_dimension() -> None:
     positions = torch.tensor([[0, 5], [3, 2]])
     expected = scheme.tables[0].weight[[0, 3]] + scheme.tables[1].weight[[5, 2]]
     torch.testing.assert_close(scheme.embed(torch.zeros(2, 4), positions), expected)
-    with pytest.raises(DataError, match=r"position 6 is beyond the 6 positions.*Cut the sequences"):
+    with pytest.raises(DataError, match=r"position 6 is beyond the 6 positions of this model.*Cut the sequences"):
         scheme.embed(torch.zeros(1, 4), torch.tensor([[6, 0]]))
 
 
@@ -52,7 +52,8 @@ def test_rotated_products_depend_on_differences_only(dimensions: int) -> None:
     a, b = torch.randint(0, 50, (2, 5, dimensions))
     shift = torch.randint(0, 50, (dimensions,))
     scores = [
-        (scheme.rotate(q, a + offset) * scheme.rotate(k, b + offset)).sum(-1) for offset in (torch.zeros_like(shift), shift)
+        (scheme.rotate(q, a + offset) * scheme.rotate(k, b + offset)).sum(-1)
+        for offset in (torch.zeros_like(shift), shift)
     ]
     torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
     moved = (scheme.rotate(q, a + shift + 1) * scheme.rotate(k, b)).sum(-1)
@@ -96,9 +97,7 @@ def test_relative_scores(dimensions: int) -> None:
     q, k = torch.randint(0, 30, (2, 4, dimensions)), torch.randint(0, 30, (2, 5, dimensions))
     scores = scheme.bias(q, k)
     assert scores.shape == (2, 3, 4, 5)
-    expected = sum(
-        scheme.tables[d].weight[scheme.bucket(k[1, 4, d] - q[1, 2, d])] for d in range(dimensions)
-    )
+    expected = sum(scheme.tables[d].weight[scheme.bucket(k[1, 4, d] - q[1, 2, d])] for d in range(dimensions))
     torch.testing.assert_close(scores[1, :, 2, 4], expected)
     torch.testing.assert_close(scheme.bias(q + 9, k + 9), scores)
 

@@ -24,5 +24,7 @@ def test_known_values_are_scaled_and_unknown_ones_share_a_vector() -> None:
 def test_an_unknown_value_is_never_read() -> None:
     embedder = ValueTokens(8, 3).eval()
     known = torch.tensor([[True, False, True]])
-    a, b = (embedder(Values(rows=torch.arange(1), values=torch.tensor([[1.0, x, 2.0]]), known=known)).x for x in (0.0, 9.0))
+    a, b = (
+        embedder(Values(rows=torch.arange(1), values=torch.tensor([[1.0, x, 2.0]]), known=known)).x for x in (0.0, 9.0)
+    )
     assert torch.equal(a, b)

@@ -9,7 +9,7 @@ from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.backbones.masks import FULL, MaskSpec
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data.batch import TokenIds
-from polyfm.shared.tokens.positions import Positions
+from polyfm.shared.tokens.positions import NoPositions
 from polyfm.shared.tokens.text import TextTokens
 from polyfm.shared.tokens.tokens import Tokens
 
@@ -38,7 +38,7 @@ def test_packed_is_padded() -> None:
 
 
 def test_without_positions_and_norm_it_is_the_table() -> None:
-    embedder = TextTokens(8, 20, positions=lambda width: Positions(), norm=False, dropout=0.0)
+    embedder = TextTokens(8, 20, positions=NoPositions, norm=False, dropout=0.0)
     assert torch.equal(embedder(BATCH).pack().x, embedder.table(BATCH.ids))
 
 

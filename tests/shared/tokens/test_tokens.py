@@ -90,5 +90,5 @@ def test_edges_stay_with_their_sequences() -> None:
 def test_forms_say_what_they_lack() -> None:
     with pytest.raises(ValueError, match="pack"):
         _ = make([2]).pad().boundaries
-    with pytest.raises(ValueError, match="mask"):
+    with pytest.raises(ValueError, match="no mask"):
         _ = Tokens(x=torch.zeros(1, 1, 1), positions=torch.zeros(1, 1, 1)).lengths

@@ -1,0 +1,124 @@
+"""`polyfm tool molecules NAME`: both directions of SPMM for a user's own molecules and wishes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
+from polyfm.domains.molecules.generate import read_properties, write_smiles
+from polyfm.domains.molecules.metrics import generation_metrics
+from polyfm.domains.molecules.read import read_molecules
+from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.deployment.inference import LoadedModel, load
+from polyfm.shared.errors import DataError, UsageError
+
+
+def generate(words: Sequence[str]) -> None:
+    """SMILES for wanted properties: polyfm tool molecules generate RUN --properties MolWt=300,TPSA=60 --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules generate", "Write SMILES that have wanted properties; what is not named is free.")
+    parser.add_argument("run", help="folder of a molecules/spmm run")
+    parser.add_argument("--properties", default="", help="NAME=VALUE,… in the descriptors' own units")
+    parser.add_argument("--like", default="", metavar="FILE", help="take all 53 properties of these molecules instead")
+    parser.add_argument("--beams", type=int, default=2, help="k of the beam search; each beam is written")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours = parser.parse(words)
+    if bool(ours.properties) == bool(ours.like):
+        parser.error("give either --properties or --like")
+    model = load(ours.run)
+    data = _molecules(model)
+    if ours.like:
+        asked = read_molecules(ours.like)
+        names, wanted = asked.ids, descriptor_table(asked.smiles)
+    else:
+        names, wanted = ["wanted"], parse_properties(ours.properties)[None]
+    rows = []
+    for name, wish, beams in zip(names, wanted, write_smiles(model.task, data, wanted, beams=ours.beams), strict=True):
+        rows += [{"id": name, "beam": rank, "smiles": text} for rank, text in enumerate(beams, start=1)]
+        if len(names) == 1:
+            for text in beams:
+                print(f"  {text or '(empty)'}")
+                _compare(text, wish)
+    pd.DataFrame(rows).to_csv(_parent(ours.out), index=False)
+    best = [row["smiles"] for row in rows if row["beam"] == 1]
+    measured = generation_metrics(best, wanted, (), data.standardiser.scale)
+    print(f"{len(rows)} SMILES: {ours.out}; validity {measured['validity']:.0%} of the likeliest")
+
+
+def properties(words: Sequence[str]) -> None:
+    """53 properties as the model tells them: polyfm tool molecules properties RUN INPUT --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules properties", "Tell all 53 properties of molecules from their SMILES alone.")
+    parser.add_argument("run", help="folder of a molecules/spmm run")
+    parser.add_argument("input", help="file of molecules")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours = parser.parse(words)
+    model = load(ours.run)
+    table = read_molecules(ours.input, duplicates="keep")
+    told = read_properties(model.task, _molecules(model), table.smiles)
+    frame = pd.DataFrame(told, columns=list(DESCRIPTORS))
+    frame.insert(0, "id", table.ids)
+    frame.to_csv(_parent(ours.out), index=False)
+    print(f"{len(frame):,} molecules, {len(DESCRIPTORS)} properties each: {ours.out}")
+    if len(table.quarantine):
+        print(f"left out: {table.quarantine.summary()}")
+
+
+def parse_properties(text: str) -> np.ndarray:
+    """(53,) wanted properties, NaN where nothing is asked for.
+
+    Args:
+        text: ``NAME=VALUE,NAME=VALUE``.
+    """
+    wanted = np.full(len(DESCRIPTORS), np.nan)
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in DESCRIPTORS:
+            near = difflib.get_close_matches(name, DESCRIPTORS, n=1, cutoff=0.3)
+            hint = f"Did you mean {near[0]}?" if near else f"They are: {', '.join(DESCRIPTORS)}"
+            raise UsageError(f"there is no property {name!r}", where="--properties", remedy=hint)
+        try:
+            wanted[DESCRIPTORS.index(name)] = float(value)
+        except ValueError:
+            raise UsageError(f"{value!r} is not a number", where=f"--properties {name}") from None
+    return wanted
+
+
+def _compare(smiles: str, wanted: np.ndarray) -> None:
+    try:
+        found = descriptor_table([smiles])[0]
+    except DataError:
+        print("      not a valid molecule")
+        return
+    for column in np.flatnonzero(~np.isnan(wanted)):
+        print(f"      {DESCRIPTORS[column]}: wanted {wanted[column]:g}, has {found[column]:.4g}")
+
+
+def _molecules(model: LoadedModel) -> MoleculeDataModule:
+    if not isinstance(model.data, MoleculeDataModule) or "properties" not in model.data.modalities:
+        raise UsageError("this run knows no properties", where=model.folder.path, remedy="Use a run of molecules/spmm")
+    return model.data
+
+
+def _parent(out: str) -> Path:
+    path = Path(out)
+    if path.suffix != ".csv":
+        raise UsageError("the result is a .csv file", where=path, remedy="For example --out molecules.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+TOOLS: dict[str, Callable[[Sequence[str]], None]] = {"generate": generate, "properties": properties}
+"""By the word a user writes."""
