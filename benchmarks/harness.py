@@ -1,4 +1,4 @@
-"""What every benchmark does alike: interleaved rounds, medians with intervals, fresh processes, one table per section."""
+"""What every benchmark does alike: interleaved rounds, medians with intervals, fresh processes, a table per section."""
 
 from __future__ import annotations
 
@@ -85,17 +85,16 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def environment(packages: Sequence[str], threads: int) -> str:
-    """Versions, machine, threads and load, for the head of a section.
+def environment(packages: Sequence[str]) -> str:
+    """Versions, machine and load, for the head of a section.
 
     Args:
         packages: Whose versions matter.
-        threads: That the measurement uses.
     """
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at start"
     return (
-        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} at start; threads: {threads}. Medians [95 % bootstrap intervals of paired ratios]."
+        f"Python {platform.python_version()}, {versions}; {machine}. Medians [95 % bootstrap intervals of the ratios]."
     )
 
 

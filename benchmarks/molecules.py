@@ -9,19 +9,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: every figure is per core
 
-import argparse
 import gzip
 import itertools
-import platform
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,46 +36,23 @@ GRAPH_MOLECULES = 2048
 DESCRIPTOR_MOLECULES = 256
 STREAM_MOLECULES = 1_000_000
 STREAM_DISTINCT = 25_000
-Seconds = NDArray[np.float64]
+PACKAGES = ("rdkit", "chemprop", "cuik_molmaker_pin", "torch", "numpy")
 
 
-# --- Measuring --------------------------------------------------------------------------------------------------------
-
-
-def race(ways: dict[str, Callable[[], object]], count: int, rounds: int = ROUNDS) -> dict[str, Seconds]:
-    """CPU-seconds per item of each way, (rounds,): one run of every way a round, so that each round is a pair.
-
-    The order turns by one from round to round; a first round that fills caches is thrown away.
+def race(ways: dict[str, Callable[[], object]], count: int, against: str) -> list[str]:
+    """Markdown: CPU time per item of each way, and how many times as fast as another it is, round by round.
 
     Args:
         ways: By name; each does all the items once.
         count: Items.
-        rounds: How often.
+        against: The way to compare with.
     """
-    names = list(ways)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
-            ways[name]()
-            taken[name].append((time.process_time() - start) / count)
-    return {name: np.array(times[1:]) for name, times in taken.items()}
-
-
-def interval(values: Seconds) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval (2,000 resamples)."""
-    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
-    return float(np.median(values)), float(low), float(high)
-
-
-def table(taken: dict[str, Seconds], against: str) -> list[str]:
-    """Markdown: the rate of each way, and how many times as fast as ``against`` it is, pair by pair."""
+    taken = harness.race(ways, ROUNDS, time.process_time)
     lines = [f"| way | per CPU-second | µs each | times as fast as {against} |", "|---|---:|---:|---|"]
     for name, times in taken.items():
-        median = float(np.median(times))
-        ratio = "1" if name == against else "{:.2f} [{:.2f}, {:.2f}]".format(*interval(taken[against] / times))
-        lines.append(f"| {name} | {1 / median:,.0f} | {median * 1e6:.1f} | {ratio} |")
+        each = float(np.median(times)) / count
+        ratio = "1" if name == against else harness.ratio(taken[against], times)
+        lines.append(f"| {name} | {1 / each:,.0f} | {each * 1e6:.1f} | {ratio} |")
     return lines
 
 
@@ -106,10 +79,9 @@ def molecule_sets(limit: int) -> dict[str, list[str]]:
 
 def canonical(texts: Iterator[str], limit: int) -> list[str]:
     """Canonical isomeric SMILES of the first molecules, unreadable ones left out."""
-    with rdBase.BlockLogs():
-        mols = (Chem.MolFromSmiles(text) for text in texts)
-        good = (mol for mol in mols if mol is not None and mol.GetNumAtoms())
-        return [Chem.MolToSmiles(mol) for mol in itertools.islice(good, limit)]
+    mols = (Chem.MolFromSmiles(text) for text in texts)
+    good = (mol for mol in mols if mol is not None and mol.GetNumAtoms())
+    return [Chem.MolToSmiles(mol) for mol in itertools.islice(good, limit)]
 
 
 # --- SMILES to graph batches ------------------------------------------------------------------------------------------
@@ -157,7 +129,7 @@ def graphs() -> list[str]:
                     atom_graph(Chem.MolFromSmiles(text)) for batch in b for text in batch
                 ],
             }
-            lines += ["", f"Batches of {size}:", "", *table(race(ways, len(smiles)), "cuik-molmaker")]
+            lines += ["", f"Batches of {size}:", "", *race(ways, len(smiles), "cuik-molmaker")]
     return lines
 
 
@@ -222,7 +194,7 @@ def descriptors_section() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["POLYFM_CACHE"] = folder
         descriptor_table(smiles)
-        taken = race(
+        rows = race(
             {
                 "polyfm": lambda: [descriptors(Chem.MolFromSmiles(text)) for text in smiles],
                 "RDKit's functions": lambda: [
@@ -231,11 +203,12 @@ def descriptors_section() -> list[str]:
                 "polyfm, from the disk cache": lambda: descriptor_table(smiles),
             },
             len(smiles),
+            "RDKit's functions",
         )
     return [
         f"{name}: {len(smiles)} molecules, parsing included; bit-equal to RDKit's functions on {equal}.",
         "",
-        *table(taken, "RDKit's functions"),
+        *rows,
     ]
 
 
@@ -244,79 +217,39 @@ def descriptors_section() -> list[str]:
 
 def stream() -> list[str]:
     """A file of a million SMILES to graph batches: time, and growth of the process."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     name, smiles = next(iter(molecule_sets(STREAM_DISTINCT).items()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "molecules.smi"
         with path.open("w") as file:
             for index, text in zip(range(STREAM_MOLECULES), itertools.cycle(smiles)):
                 file.write(f"{text} {index}\n")
-        num_molecules, num_atoms, before = 0, 0, 0
-        start = time.process_time()
+        num_molecules, num_atoms = 0, 0
+        before, start = harness.peak_memory(), time.process_time()
         for block in stream_smiles(path, isomeric=True):
             for low in range(0, len(block.smiles), 512):
                 num_atoms += len(atom_graphs(block.smiles[low : low + 512]).node_features)
             num_molecules += len(block.smiles)
-            # What the first block takes is the price of starting; growth is what comes after it.
-            before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.process_time() - start
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+    growth = harness.peak_memory() - before
     return [
-        f"{num_molecules:,} SMILES ({name}, {len(smiles):,} molecules over and over) from a .smi file, canonicalised, to packed graphs of "
-        f"{num_atoms:,} atoms in batches of 512, one process:",
+        f"{num_molecules:,} SMILES ({name}, {len(smiles):,} molecules over and over) from a .smi file, canonicalised, "
+        f"to packed graphs of {num_atoms:,} atoms in batches of 512, one process:",
         "",
-        "| CPU-seconds | molecules per CPU-second | growth of peak memory after the first block, MB |",
+        "| CPU-seconds | molecules per CPU-second | growth of peak memory, MB |",
         "|---:|---:|---:|",
         f"| {seconds:.0f} | {num_molecules / seconds:,.0f} | {growth:.0f} |",
     ]
 
 
-# --- Report -----------------------------------------------------------------------------------------------------------
-
-SECTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
-    "graphs": ("SMILES to graph batches", graphs),
-    "descriptors": ("53 descriptors", descriptors_section),
-    "stream": ("A million SMILES", stream),
-}
-
-
-def environment() -> str:
-    """Versions and threads, for the table."""
-    packages = ("rdkit", "chemprop", "cuik_molmaker_pin", "torch", "numpy")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    load = os.getloadavg()[0]
-    return (
-        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, "
-        f"load {load:.1f} at start; 1 thread."
-    )
-
-
-def main() -> None:
-    """Measure and write the table; sections that are not measured keep what the file has."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--section", choices=[*SECTIONS], action="append", help="default: all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "molecules.md")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    written: dict[str, str] = {}
-    if options.out.exists():
-        parts = options.out.read_text().split("\n## ")[1:]
-        written = {title: body.strip() for title, _, body in (part.partition("\n") for part in parts)}
-    for key in options.section or SECTIONS:
-        title, measure = SECTIONS[key]
-        described = environment()  # before the load is our own
-        with rdBase.BlockLogs():
-            written[title] = "\n".join([described, "", *measure()])
-        print(f"## {title}\n\n{written[title]}\n")
-    titles = [title for title, _ in SECTIONS.values() if title in written]
-    text = (
-        "# Molecules\n\nMade by `python benchmarks/molecules.py`; [how to read it](../README.md). "
-        f"Races: {ROUNDS} interleaved rounds, medians [95 % bootstrap intervals of the paired ratios].\n"
-    )
-    text += "".join(f"\n## {title}\n\n{written[title]}\n" for title in titles)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    with rdBase.BlockLogs():
+        harness.main(
+            "molecules",
+            {
+                "graphs": ("SMILES to graph batches", graphs),
+                "descriptors": ("53 descriptors", descriptors_section),
+                "stream": ("A million SMILES", stream),
+            },
+            lambda: f"1 thread, {ROUNDS} rounds. " + harness.environment(PACKAGES),
+        )

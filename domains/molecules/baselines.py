@@ -32,7 +32,7 @@ def descriptors_2d(smiles: Sequence[str]) -> np.ndarray:
     Args:
         smiles: Canonical.
     """
-    from joblib import Parallel, delayed
+    from sklearn.utils.parallel import Parallel, delayed
 
     parts = np.array_split(np.arange(len(smiles)), max(len(smiles) // 500, 1))
     rows = Parallel(n_jobs=-1)(delayed(_describe)([smiles[i] for i in part]) for part in parts)
@@ -101,8 +101,14 @@ def _forest(target: Target, seed: int) -> Any:
 
 
 def _linear(target: Target) -> Any:
+    from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
 
     if isinstance(target, Regression):
         return RidgeCV(alphas=np.logspace(-1, 3, 9))
-    return LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+    # Two in a hundred bits are set: sparse is a tenth of the memory and many times faster.
+    return make_pipeline(
+        FunctionTransformer(csr_matrix), LogisticRegression(C=0.1, class_weight="balanced", solver="liblinear")
+    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.layouts import Layout
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.positions import Positions
 from polyfm.shared.tokens.tokens import Tokens
 
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(source, self.kv_heads * self.head_size, bias=bias)
         self.value = nn.Linear(source, self.kv_heads * self.head_size, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.positions = positions()
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.tokens.dropout import Dropout
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -49,7 +50,7 @@ class Dense(FeedForward):
         if activation not in _ACTIVATIONS:
             raise RecipeError(f"no activation {activation!r}", remedy=f"Choose one of {', '.join(_ACTIVATIONS)}")
         self.activation = _ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, modality: Tensor | None = None) -> Tensor:
         """See `FeedForward.forward`."""
@@ -72,7 +73,7 @@ class SwiGLU(FeedForward):
         self.gate = nn.Linear(width, hidden, bias=False)
         self.inner = nn.Linear(width, hidden, bias=False)
         self.outer = nn.Linear(hidden, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, modality: Tensor | None = None) -> Tensor:
         """See `FeedForward.forward`."""

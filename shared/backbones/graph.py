@@ -14,6 +14,7 @@ from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.masks import FULL, MaskSpec
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.graph import CategoricalSum
 from polyfm.shared.tokens.tokens import Edges, Tokens
 
@@ -119,7 +120,7 @@ class GINLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
         self.norm = norm(width)
         self.activation = nn.Identity() if last else nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(A, D) nodes after one round of messages.
@@ -197,7 +198,7 @@ class GATLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.norm = norm(width)
         self.activation = nn.Identity() if last else nn.ELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(A, D) nodes after one round of messages, each node hearing itself too.

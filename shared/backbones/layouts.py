@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.masks import CAUSAL, FULL, MaskSpec
 from polyfm.shared.data import ragged
+from polyfm.shared.tokens.dropout import drop
 from polyfm.shared.tokens.tokens import Tokens
 
 Bias = Callable[[Tensor, Tensor], Tensor]
@@ -133,15 +134,13 @@ class PaddedLayout:
             if causal:
                 mask, causal = CAUSAL.allowed(*_grid(q.shape[1], k.shape[1], q.device)), False
             mask = scores if mask is None else torch.where(mask, scores, float("-inf"))
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal,
-            enable_gqa=q.shape[2] != k.shape[2],
-        ).transpose(1, 2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if dropout and q.device.type == "cpu":
+            out = _attend_with_dropout(q, k, v, mask, causal, dropout)
+        else:
+            grouped = q.shape[1] != k.shape[1]
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
+        out = out.transpose(1, 2)
         return out if self.blind is None else out.masked_fill(self.blind, 0.0)
 
 
@@ -220,6 +219,18 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
     attention: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
     return cast(Callable[..., Any], attention)
+
+
+def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
+    """The formula; SDPA would compute the same on a CPU, only with torch's slow dropout."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if causal:
+        mask = CAUSAL.allowed(*_grid(q.shape[2], k.shape[2], q.device))
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    return drop(scores.softmax(-1), rate) @ v
 
 
 def _padded(rule: MaskSpec, tokens: Tokens, keys: Tokens) -> PaddedLayout:

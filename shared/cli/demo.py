@@ -30,5 +30,7 @@ def run(words: Sequence[str]) -> None:
     try:
         demo = importlib.import_module(f"polyfm.domains.{ours.domain}.demo")
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("polyfm"):
+            raise
         raise MissingExtraError(str(error.name), ours.domain) from error
     demo.run(out, seconds=ours.seconds)

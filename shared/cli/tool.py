@@ -20,6 +20,8 @@ def run(words: Sequence[str]) -> None:
     try:
         tools = importlib.import_module(f"polyfm.domains.{words[0]}.tools").TOOLS
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("polyfm"):
+            raise
         raise MissingExtraError(str(error.name), words[0]) from error
     if len(words) < 2 or words[1] in ("-h", "--help"):
         for name, tool in tools.items():

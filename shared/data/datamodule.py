@@ -66,9 +66,7 @@ class DataModule(L.LightningDataModule):
     remarks: list[str]
     """What was guessed or decided while reading, one line each."""
 
-    def __init__(
-        self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0
-    ) -> None:
+    def __init__(self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0) -> None:
         super().__init__()
         self.path, self.batch_size, self.token_budget = path, batch_size, token_budget
         self.num_workers = num_workers

@@ -34,13 +34,15 @@ class Progress:
         if self._bar is None and time.monotonic() - self._start < PATIENCE:
             return
         if self._bar is None:
-            from tqdm.auto import tqdm
+            from rich.progress import Progress as Bar
 
-            self._bar = tqdm(total=total, desc=self.what, leave=False)
-        self._bar.update(done - self._bar.n)
+            self._bar = Bar(transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=total)
+        self._bar.update(self._task, completed=done)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()

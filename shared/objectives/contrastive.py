@@ -32,7 +32,7 @@ from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.objective import ObjectiveOutput, Views
 from polyfm.shared.objectives.pairs import PairwiseObjective, Sides, positives
 from polyfm.shared.objectives.queue import FeatureQueue
-from polyfm.shared.objectives.tiled import log_sum_exp
+from polyfm.shared.objectives.tiled import Best, log_sum_exp
 from polyfm.shared.tokens.masking import Corruption
 
 
@@ -66,7 +66,8 @@ def soft_info_nce(
     scale: Tensor,
     groups: tuple[Tensor, Tensor],
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    top: int = 0,
+) -> tuple[Tensor, Tensor, Best]:
     """One direction of InfoNCE with soft targets; see the module's second formula.
 
     Args:
@@ -76,16 +77,17 @@ def soft_info_nce(
         scale: () 1/τ.
         groups: (n,) and (m,) int64.
         alpha: Share of the teacher's similarities in the targets.
+        top: How many of the most similar candidates of other groups to return.
 
     Returns:
-        (n,) losses, (n,) numbers of positives, (n,) the largest scaled similarity of a candidate that is none.
+        (n,) losses, (n,) numbers of positives, and the most similar candidates of other groups.
     """
-    lse, _, best = log_sum_exp(scale * a, candidates, columns=False, top=1, groups=groups)
+    lse, _, best = log_sum_exp(scale * a, candidates, columns=False, top=top, groups=groups)
     with torch.no_grad():
         target, counts = positives(groups[0], candidates, groups[1])
         if alpha > 0:
             target = torch.lerp(target, _soft_mean(scale * teacher_a, candidates), alpha)
-    return lse - scale * (a * target).sum(1), counts, best.values[:, 0]
+    return lse - scale * (a * target).sum(1), counts, best
 
 
 class InfoNCE(PairwiseObjective):
@@ -162,21 +164,22 @@ class InfoNCE(PairwiseObjective):
     def _with_teacher(self, sides: Sides, scale: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
         ranks = Ranks.of(sides.a)
         own = {"a": sides.a, "b": sides.b}
-        taught = {"a": sides.teacher_a, "b": sides.teacher_b}
+        taught: dict[str, Tensor] = {"a": sides.teacher_a, "b": sides.teacher_b}  # type: ignore[dict-item]
         groups = ranks.gather(sides.groups)
         candidates = {}
         for side, vectors in taught.items():
-            fresh = ranks.gather(vectors), groups  # type: ignore[arg-type]
-            candidates[side] = self._with_queue(f"{sides.name}/{side}", fresh)
+            candidates[side] = self._with_queue(f"{sides.name}/{side}", (ranks.gather(vectors), groups))
         directions = [("a", "b"), ("b", "a")] + ([("a", "a"), ("b", "b")] if self.intra else [])
         total, logs = scale.new_zeros(len(sides.a)), {}
         for anchor, other in directions:
-            vectors, vector_groups = candidates[other]
-            both = (sides.groups, vector_groups)
-            losses, counts, best = soft_info_nce(own[anchor], taught[anchor], vectors, scale, both, alpha)  # type: ignore[arg-type]
+            vectors, all_groups = candidates[other]
+            shown = (anchor, other) == ("a", "b")
+            losses, counts, best = soft_info_nce(
+                own[anchor], taught[anchor], vectors, scale, (sides.groups, all_groups), alpha, top=int(shown)
+            )
             total = total + losses / 2
-            if anchor == "a" and other == "b":
-                logs = _logs(ranks, counts, (scale * sides.a * taught["b"]).sum(1).detach() > best)  # type: ignore[operator]
+            if shown:
+                logs = _logs(ranks, counts, (scale * sides.a * taught["b"]).sum(1).detach() > best.values[:, 0])
         return ranks.mean(total), logs
 
     def _with_queue(self, name: str, fresh: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -198,7 +201,7 @@ class InfoNCE(PairwiseObjective):
 
 
 def _soft_mean(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Σⱼ softmax_j(qᵢ·cⱼ) cⱼ: attention, which no kernel computes by an n×m matrix."""
+    """Σⱼ softmax_j(qᵢ·cⱼ) cⱼ, which is attention: its kernels stream, too."""
     with torch.autocast(queries.device.type, enabled=False):
         q, c = queries[None, None], candidates[None, None]
         return F.scaled_dot_product_attention(q, c, c, scale=1.0)[0, 0]

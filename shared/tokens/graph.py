@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfm.shared.data.batch import Graphs
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.tokens import Edges, Tokens
 
@@ -45,7 +46,7 @@ class GraphTokens(Embedder):
     def __init__(self, width: int, cardinalities: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.nodes = CategoricalSum(width, cardinalities)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: Graphs) -> Tokens:
         """See `Embedder.forward`. Nodes have no order, so their positions are 0."""

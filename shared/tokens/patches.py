@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.data.batch import Grids
 from polyfm.shared.errors import DataError
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.positions import NoPositions, Positions
 from polyfm.shared.tokens.tokens import Tokens
@@ -88,7 +89,7 @@ class PatchTokens(Embedder):
         self.positions = positions(width)
         self.cls = nn.Parameter(torch.zeros(int(cls), width))
         nn.init.normal_(self.cls, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: Grids) -> Tokens:
         """See `Embedder.forward`."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from polyfm.shared.data.batch import Values
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.tokens import Tokens
 
@@ -32,7 +33,7 @@ class ValueTokens(Embedder):
         for parameter in (self.unknown, self.cls, self.column.weight):
             nn.init.normal_(parameter, std=0.02)
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: Values) -> Tokens:
         """See `Embedder.forward`."""

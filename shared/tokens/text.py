@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import TokenIds
+from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.positions import AbsolutePositions, Positions
 from polyfm.shared.tokens.tokens import Tokens
@@ -42,7 +43,7 @@ class TextTokens(Embedder):
         nn.init.normal_(self.table.weight, std=0.02)
         self.positions = positions(width)
         self.norm = nn.LayerNorm(width, eps=eps) if norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: TokenIds) -> Tokens:
         """See `Embedder.forward`."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import pkgutil
 import re
 import sys
@@ -15,50 +13,64 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import polyfm.shared as shared
-from polyfm.shared.training.recipe import FORBIDDEN, Paper, Recipe, locate, walk
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError
 from polyfm.shared.training.callbacks import Checkpoint, Patience
 from polyfm.shared.training.checkpoint import SafeCheckpointIO
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.pretrain import PretrainTask
+from polyfm.shared.training.recipe import FORBIDDEN, Paper, Recipe, base_of, locate, merge, read_overlay
+from polyfm.shared.training.schema import Misfit, Schema, placed
 
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
-LAYERS = ("tokens", "backbones", "objectives", "training", "data")
-"""Packages of shared/ whose classes a recipe may name."""
+PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
+"""Packages and modules of shared/ whose classes a recipe may name."""
 DOMAIN_FILES = ("data", "embedder", "transforms", "heads", "backbone", "objectives")
 """Modules of a domain whose classes a recipe may name."""
+# Never all of lightning.pytorch: its cli module can import anything by name.
+LIBRARIES = (
+    "torch.nn",
+    "torch.optim",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+)
+"""Packages of others whose classes a recipe may name, by their whole path."""
 
 
-def register(domain: str) -> None:
+def register(domain: str) -> list[str]:
     """Import what recipes of a domain may name, and allow nothing else.
 
     Args:
         domain: Of the recipe.
+
+    Returns:
+        The modules and packages whose classes may be named.
     """
-    for layer in LAYERS:
-        for module in pkgutil.iter_modules([str(Path(shared.__file__).parent / layer)]):
-            importlib.import_module(f"polyfm.shared.{layer}.{module.name}")
-    package = f"polyfm.domains.{domain}"
+    allowed = [f"polyfm.shared.{part}" for part in PARTS]
+    for name in allowed:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{name}.{module.name}")
+    home = f"polyfm.domains.{domain}"
     try:
-        folder = Path(str(importlib.import_module(package).__file__)).parent
+        folder = Path(str(importlib.import_module(home).__file__)).parent
     except ModuleNotFoundError:
         raise RecipeError(f"there is no domain {domain!r}", remedy="`polyfm list` shows them") from None
     for name in DOMAIN_FILES:
         if (folder / f"{name}.py").is_file():
             try:
-                importlib.import_module(f"{package}.{name}")
+                importlib.import_module(f"{home}.{name}")
             except ModuleNotFoundError as error:
                 raise MissingExtraError(str(error.name), domain) from error
-    allowed = [f"polyfm.shared.{layer}" for layer in LAYERS] + [f"{package}.{name}" for name in DOMAIN_FILES]
-    # Never all of lightning.pytorch: its cli module can import anything by name.
-    allowed += ["torch.nn", "torch.optim", "lightning.pytorch.callbacks", "lightning.pytorch.loggers"]
-    allowed += ["lightning.pytorch.strategies", "lightning.pytorch.trainer.trainer.Trainer"]
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
+            allowed.append(f"{home}.{name}")
+    allowed += LIBRARIES
+    trainer = f"{L.Trainer.__module__}.{L.Trainer.__name__}"
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*allowed, trainer])
+    return allowed
 
 
 class RecipeParser(LightningCLI):
@@ -67,17 +79,21 @@ class RecipeParser(LightningCLI):
     Args:
         recipe: Where the tree comes from.
         tree: The recipe at one size.
-        flags: The user's, which go before the tree.
+        flags: The user's, which go before the tree; of ``--config`` files the last goes first.
         member: Of an ensemble: another seed for weights, order and dropout; splits stay those of the seed given.
     """
 
     def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = (), *, member: int = 0) -> None:
-        self.recipe, self.tree, self.member = recipe, tree, member
-        self._flags = list(flags)
-        for flag in self._flags:
-            if flag.lstrip("-").split("=")[0].split(".")[-1] in FORBIDDEN:
-                raise UsageError(f"{flag.split('=')[0]} is not an option", remedy="Use --out DIR, or polyfm fit --resume RUN")
-        register(recipe.domain)
+        self.recipe, self.member = recipe, member
+        sizes = [size for size in recipe.sizes[1:] if recipe.sized(size) == tree] or recipe.sizes[1:]
+        self._files = [(base_of(tree), ()), (recipe.path, ()), *((recipe.path, ("sizes", size)) for size in sizes)]
+        overlays, self._flags = _config_files(flags)
+        for path in overlays:
+            tree = merge(tree, read_overlay(path))
+            self._files.append((path, ()))
+        self.tree = tree
+        _check_paper(tree.get("paper"), recipe.path)
+        self._check(Schema(fields_of(tree["task"]), register(recipe.domain)))
         super().__init__(
             model_class=TASKS[tree["task"]],
             datamodule_class=DataModule,
@@ -91,6 +107,27 @@ class RecipeParser(LightningCLI):
             run=False,
         )
 
+    def _check(self, schema: Schema) -> None:
+        """Every name in the tree and in the flags stands where a signature has it."""
+        try:
+            schema.check(self.tree)
+        except Misfit as misfit:
+            raise RecipeError(str(misfit), where=self._where(misfit.keys), remedy=misfit.remedy) from None
+        for option in (flag[2:].split("=")[0].rstrip("+") for flag in self._flags if flag.startswith("--")):
+            if option.rpartition(".")[2] in FORBIDDEN:
+                raise UsageError(f"--{option} is not an option", remedy="Use --out DIR, or polyfm fit --resume RUN")
+            if option in ("help", "print_config"):
+                continue
+            try:
+                schema.check(placed(self.tree, option))
+            except Misfit as misfit:
+                near = [*misfit.path[:-1], misfit.nearest] if misfit.nearest else schema.elsewhere(option, self.tree)
+                hint = f"Did you mean --{'.'.join(near)}?" if near else "`polyfm fit --help-all` shows all"
+                raise UsageError(f"there is no option --{option}", remedy=hint) from None
+
+    def _where(self, keys: tuple[str, ...]) -> str:
+        return locate(keys, *self._files)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Keys beside data, model and trainer."""
         parser.add_argument("--task", type=str, help="pretrain or finetune")
@@ -101,29 +138,28 @@ class RecipeParser(LightningCLI):
         parser.add_lightning_class_args(Patience, "patience")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the tree as the first ``--config``, then the user's flags."""
-        if "paper" in self.tree:
-            _check_paper(self.tree["paper"], self.recipe.path)
+        """Parse the tree as a ``--config``, then the user's flags."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.yaml"
             path.write_text(yaml.safe_dump(self.tree, sort_keys=False))
-            noise = io.StringIO()
             try:
-                with contextlib.redirect_stderr(noise):
-                    self.config = parser.parse_args(["--config", str(path), *self._flags])
-            except (Exception, SystemExit) as error:
-                if isinstance(error, SystemExit) and not error.code:
-                    raise  # --help and --print_config
-                raise _explain(error, noise.getvalue(), self.recipe.path, self._flags) from error
+                self.config = parser.parse_args(["--config", str(path), *self._flags])
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise self._explain(str(error)) from error
 
     def instantiate_classes(self) -> None:
         """Build the data module and the task, not the trainer."""
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
-        except PolyfmError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise RecipeError(str(error), where=self.recipe.path) from error
+        except (PolyfmError, ValueError, TypeError) as error:
+            cause = _cause(error)
+            if not isinstance(cause, PolyfmError):
+                raise RecipeError(str(error), where=self.recipe.path) from error
+            if cause.where is None:
+                cause.where = self.recipe.path
+            elif str(cause.where).partition(".")[0] in self.tree:  # a key: say the line, too
+                cause.where = f"{self._where(tuple(str(cause.where).split('.')))}: {cause.where}"
+            raise cause from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         seed = int(self.config["seed_everything"])
@@ -132,16 +168,34 @@ class RecipeParser(LightningCLI):
     def _set_seed(self) -> None:
         L.seed_everything(int(self.config["seed_everything"]) + 1_000 * self.member, workers=True, verbose=False)
 
+    def _explain(self, text: str) -> PolyfmError:
+        """One message out of jsonargparse's: the key, what was expected, what was given."""
+        if text.startswith("unrecognized arguments"):
+            return UsageError(text, remedy="`polyfm fit --help` shows the options")
+        keys = tuple(".".join(re.findall(r'[Kk]ey "([\w.]+)"', text)).split("."))
+        wanted = [kind for kind in re.findall(r"Expected an? <class '(\w+)'>", text) if kind != "NoneType"]
+        given = re.search(r"(?:Got value|Given value): (.+?)\.?$", text, flags=re.MULTILINE)
+        said = " ".join(text.split())
+        if wanted and given:
+            said = f"expected {' or '.join(dict.fromkeys(wanted))}, not {given.group(1)!r}"
+        elif denied := re.search(r"Importing '([\w.]+)' is not allowed", text):
+            said = f"{denied.group(1)!r} may not be named in a recipe"
+        option = next((flag for flag in self._flags if flag.lstrip("-").startswith(".".join(keys))), None)
+        if option is not None:
+            return UsageError(f"{option.split('=')[0]}: {said}")
+        return RecipeError(f"{'.'.join(keys)}: {said}", where=self._where(keys))
+
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run: flags applied, parts by their short names."""
-        text = self.parser.dump(self.config, format="yaml", skip_none=True, skip_validation=True)
+        text: str = self.parser.dump(self.config, format="yaml", skip_none=True, skip_validation=True)
         tree = yaml.safe_load(text)
         tree.pop("config", None)
         defaults = vars(self.parser.get_defaults(skip_validation=True)["trainer"])
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value != defaults.get(key)}
         for key in FORBIDDEN:
             tree["trainer"].pop(key, None)
-        return _short_names({**tree, "domain": self.recipe.domain})
+        resolved: dict[str, Any] = _short_names({**tree, "domain": self.recipe.domain})
+        return resolved
 
     def make_trainer(self, run: Path, callbacks: list[L.Callback], **overrides: Any) -> L.Trainer:
         """The trainer of a run.
@@ -157,14 +211,47 @@ class RecipeParser(LightningCLI):
         return L.Trainer(**{**settings, "default_root_dir": str(run)})
 
 
+def fields_of(task: str) -> dict[str, Any]:
+    """Types of a recipe's top-level keys.
+
+    Args:
+        task: A key of `TASKS`.
+    """
+    plain = {"task": str, "title": str, "domain": str, "paper": Any, "seed_everything": int}
+    parts = {"data": DataModule, "model": TASKS[task], "trainer": L.Trainer}
+    return {**plain, **parts, "checkpoint": Checkpoint, "patience": Patience}
+
+
+def _config_files(flags: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The ``--config`` files among flags, and the other flags."""
+    files, rest, words = [], [], iter(flags)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "--config":
+            files.append(Path(value or next(words, "")))
+        else:
+            rest.append(word)
+    return files, rest
+
+
 def _check_paper(paper: Any, path: Path) -> None:
-    """The ``paper:`` block has the fields of `Paper`, typed."""
-    fields = {field: kind for field, kind in Paper.__annotations__.items()}
+    """The ``paper:`` block, if there is one, has the fields of `Paper`, typed."""
+    if paper is None:
+        return
+    fields = Paper.__annotations__
     if not isinstance(paper, dict) or set(paper) != set(fields):
-        raise RecipeError(f"paper needs the keys {', '.join(fields)}", where=locate(path, ("paper",)))
+        raise RecipeError(f"paper needs the keys {', '.join(fields)}", where=locate(("paper",), (path, ())))
     for field, kind in fields.items():
         if type(paper[field]).__name__ != kind and paper[field] != "unverified":
-            raise RecipeError(f"paper.{field} must be {kind}", where=locate(path, ("paper", field)))
+            raise RecipeError(f"paper.{field} must be {kind}", where=locate(("paper", field), (path, ())))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of ours that a library wrapped into its own, if there is one."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, PolyfmError):
+        inner = inner.__cause__ or inner.__context__
+    return error if inner is None else inner
 
 
 def _short_names(tree: Any) -> Any:
@@ -177,34 +264,6 @@ def _short_names(tree: Any) -> Any:
             for key, value in tree.items()
         }
     return [_short_names(item) for item in tree] if isinstance(tree, list) else tree
-
-
-def _explain(error: BaseException, noise: str, path: Path, flags: list[str]) -> PolyfmError:
-    """One message out of jsonargparse's many: the key, what was expected, and the nearest right name."""
-    import difflib
-
-    text = str(error) if not isinstance(error, SystemExit) else noise
-    unknown = re.search(r"(?:Unrecognized arguments: |Key \"?'?|[Nn]o action for key \"?'?|Unknown keys? )(--)?([\w.]+)", text)
-    line = " ".join(part.strip() for part in text.strip().splitlines()[:12] if part.strip())
-    keys = re.findall(r'key "([\w.]+)"', text)
-    if flags and unknown and any(flag.lstrip("-").startswith(unknown.group(2)) for flag in flags):
-        wrong = unknown.group(2)
-        near = difflib.get_close_matches(wrong, _known_flags(), n=1)
-        hint = f"Did you mean --{near[0]}?" if near else "`polyfm fit --help` shows the options"
-        return UsageError(f"there is no option --{wrong}", remedy=hint)
-    where = path
-    if keys:
-        located = locate(path, tuple(keys[0].replace(".init_args", "").split(".")))
-        return RecipeError(line, where=located)
-    return RecipeError(line, where=where)
-
-
-def _known_flags() -> list[str]:
-    """Dotted flags that users most often mean."""
-    from polyfm.shared.training.recipe import RECIPES, read_yaml
-
-    found = {".".join(key).replace(".init_args", "") for file in RECIPES.glob("*/*.yaml") for key in walk(read_yaml(file))}
-    return sorted(key for key in found if not key.startswith(("sizes", "paper")))
 
 
 def quiet_libraries() -> None:

@@ -41,7 +41,9 @@ class Throughput(L.Callback):
         """The first wait of an epoch counts from here."""
         self._last_end = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """A batch has arrived."""
         self._start = time.perf_counter()
         if self._last_end is not None:

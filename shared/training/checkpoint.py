@@ -92,7 +92,7 @@ def read_exchange(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()["content"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # a method: it is no mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"this is not a checkpoint in the exchange format ({error})", where=path) from error
     state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -124,7 +124,9 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], *, what: str
     )
     if share < at_least:
         examples = ", ".join((missing + changed)[:3])
-        raise DataError(f"{report}; for example {examples}", remedy="The run must come from a recipe with the same encoder")
+        raise DataError(
+            f"{report}; for example {examples}", remedy="Start from a run of a recipe with the same encoder"
+        )
     return report
 
 

@@ -44,7 +44,7 @@ class AdamW:
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.warmup, self.floor, self.layer_decay = warmup, floor, layer_decay
 
-    def __call__(self, module: nn.Module, total_steps: int, stages: Mapping[str, Stage] = {}) -> dict[str, Any]:  # noqa: B006
+    def __call__(self, module: nn.Module, total_steps: int, stages: Mapping[str, Stage] = {}) -> dict[str, Any]:
         """Optimiser and schedule in Lightning's form.
 
         Args:
@@ -73,7 +73,7 @@ class AdamW:
 
         return at
 
-    def groups(self, module: nn.Module, stages: Mapping[str, Stage] = {}) -> list[dict[str, Any]]:  # noqa: B006
+    def groups(self, module: nn.Module, stages: Mapping[str, Stage] = {}) -> list[dict[str, Any]]:
         """Parameter groups: equal decay, depth and rates in every stage.
 
         Args:
@@ -112,7 +112,7 @@ def prepare_blocks(module: nn.Module, *, recompute: bool, compile: bool) -> None
 
     Args:
         module: Holds the blocks.
-        recompute: Recompute activations in the backward pass instead of keeping them (less memory, about a third slower).
+        recompute: Recompute activations in the backward pass instead of keeping them (less memory, a third slower).
         compile: Compile each block; all blocks of a stack share one compilation.
 
     Raises:
@@ -133,7 +133,7 @@ def prepare_blocks(module: nn.Module, *, recompute: bool, compile: bool) -> None
 
 @torch.no_grad()
 def move_average(average: nn.Module, module: nn.Module, momentum: float) -> None:
-    """average ← m · average + (1 − m) · module, parameters only; buffers are copied.
+    """Moves: average ← m · average + (1 − m) · module, parameters only; buffers are copied.
 
     Args:
         average: Moved.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,15 @@ class Recipe:
     @property
     def domain(self) -> str:
         """The domain package that must be imported before it is parsed."""
-        data = self.tree.get("data", {})
-        return str(self.tree.get("domain") or self.path.parent.name or data)
+        if self.tree.get("domain"):
+            return str(self.tree["domain"])
+        if self.path.parent.parent == RECIPES:
+            return self.path.parent.name
+        raise RecipeError(
+            "a recipe outside recipes/ must say its domain",
+            where=self.path,
+            remedy="Add a line such as domain: molecules",
+        )
 
     @property
     def sizes(self) -> list[str]:
@@ -69,23 +76,29 @@ class Recipe:
         tree = copy.deepcopy(self.tree)
         overlays = tree.pop("sizes", {})
         if size not in self.sizes:
-            raise UsageError(f"recipe {self.name} has no size {size!r}", remedy=f"Choose one of: {', '.join(self.sizes)}")
+            raise UsageError(
+                f"recipe {self.name} has no size {size!r}", remedy=f"Choose one of: {', '.join(self.sizes)}"
+            )
         return tree if size == "paper" else merge(tree, overlays[size])
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``, key by key; another ``class_path`` drops the arguments of the old one.
 
+    On top of a part, arguments may stand without ``init_args``.
+
     Args:
         base: Tree below.
         over: Tree on top.
     """
     out = dict(base)
+    if "class_path" in out and not {"class_path", "init_args"} & set(over):
+        over = {"init_args": over}
     if "class_path" in over and over["class_path"] != base.get("class_path"):
         out.pop("init_args", None)
     for key, value in over.items():
         below = out.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping) and "class_path" not in value and "init_args" in value:
+        if isinstance(below, str) and isinstance(value, Mapping):
             below = {"class_path": below}  # the short form of a part without arguments
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             out[key] = merge(below, value)
@@ -132,30 +145,59 @@ def find_recipe(target: str) -> Recipe:
             near = difflib.get_close_matches(target, recipe_names(), n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UsageError(
-                f"there is no recipe {target!r}", remedy=f"{hint}`polyfm list` shows all; a path to a YAML file works too"
+                f"there is no recipe {target!r}",
+                remedy=f"{hint}`polyfm list` shows all; a path to a YAML file works too",
             )
         name = path.stem
     tree = read_yaml(path)
-    _check(tree, path)
-    base = read_yaml(RECIPES / "_base" / f"{tree['task']}.yaml")
-    return Recipe(name=name, path=path, tree=merge(base, tree))
+    check_keys(tree, path, (*KEYS, "domain"))
+    if tree.get("task") not in ("pretrain", "finetune"):
+        raise RecipeError(
+            f"task must be pretrain or finetune, not {tree.get('task')!r}", where=locate(("task",), (path, ()))
+        )
+    return Recipe(name=name, path=path, tree=merge(read_yaml(base_of(tree)), tree))
 
 
-def _check(tree: dict[str, Any], path: Path) -> None:
-    """Keys that a recipe may not have, and keys it must have."""
-    known = (*KEYS, "domain")
+def base_of(tree: Mapping[str, Any]) -> Path:
+    """The file of defaults for a recipe's task.
+
+    Args:
+        tree: Of the recipe.
+    """
+    return RECIPES / "_base" / f"{tree['task']}.yaml"
+
+
+def read_overlay(path: Path) -> dict[str, Any]:
+    """A YAML file that goes on top of a recipe (``--config``).
+
+    Args:
+        path: Of the file.
+    """
+    if not path.is_file():
+        raise UsageError("there is no such file", where=path, remedy="--config takes a YAML file")
+    tree = read_yaml(path)
+    check_keys(tree, path, tuple(key for key in KEYS if key not in ("task", "paper", "sizes")))
+    return tree
+
+
+def check_keys(tree: Mapping[str, Any], path: Path, known: Sequence[str]) -> None:
+    """Refuse top-level keys that are not known, and keys that may stand nowhere.
+
+    Args:
+        tree: Content of a file.
+        path: Of the file.
+        known: Top-level keys.
+    """
     for key in tree:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}"
-            raise RecipeError(f"unknown key {key!r}", where=locate(path, (str(key),)), remedy=hint)
-    if tree.get("task") not in ("pretrain", "finetune"):
-        raise RecipeError(f"task must be pretrain or finetune, not {tree.get('task')!r}", where=path)
-    for forbidden in walk(tree):
-        if forbidden[-1] in FORBIDDEN:
+            raise RecipeError(f"unknown key {key!r}", where=locate((str(key),), (path, ())), remedy=hint)
+    for keys in walk(tree):
+        if keys[-1] in FORBIDDEN:
             raise RecipeError(
-                f"{'.'.join(forbidden)} may not stand in a recipe",
-                where=locate(path, forbidden),
+                f"{'.'.join(keys)} may not stand in a recipe",
+                where=locate(keys, (path, ())),
                 remedy="To continue a run: polyfm fit --resume RUN; its folder is chosen with --out",
             )
 
@@ -175,22 +217,29 @@ def walk(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return found
 
 
-def locate(path: Path, keys: tuple[str, ...]) -> str:
-    """``file:line`` of a key, as far down as the file has it.
+def locate(keys: tuple[str, ...], *places: tuple[Path, tuple[str, ...]]) -> str:
+    """``file:line`` of a key, where most of its path is found; of several such places the last.
 
     Args:
-        path: Of the YAML file.
-        keys: Path of the key.
+        keys: Path of the key in a tree.
+        places: Files, and the path in each of what is laid into that tree.
     """
+    found = []
+    for path, prefix in places:
+        depth, line = _line(path, (*prefix, *keys))
+        found.append((depth - len(prefix), f"{path}:{line}"))
+    deepest = max(depth for depth, _ in found)
+    return next(where for depth, where in reversed(found) if depth == deepest)
+
+
+def _line(path: Path, keys: tuple[str, ...]) -> tuple[int, int]:
+    """How many of the keys a file has, one below the other, and the line of the last."""
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    line = 1
+    line, depth = 1, 0
     for key in keys:
-        if not isinstance(node, yaml.MappingNode):
+        entries = node.value if isinstance(node, yaml.MappingNode) else ()
+        found = next(((name, value) for name, value in entries if name.value == key), None)
+        if found is None:
             break
-        for name, value in node.value:
-            if name.value == key:
-                line, node = name.start_mark.line + 1, value
-                break
-        else:
-            break
-    return f"{path}:{line}"
+        line, node, depth = found[0].start_mark.line + 1, found[1], depth + 1
+    return depth, line

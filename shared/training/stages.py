@@ -95,7 +95,9 @@ class StageSwitch(L.Callback):
             for glob in (*stage.train, *stage.freeze, *stage.rates):
                 if not any(matches(name, (glob,)) for name in names):
                     raise RecipeError(
-                        f"{glob!r} matches no parameter", where=f"model.stages.{title}", remedy=f"Names look like {names[0]}"
+                        f"{glob!r} matches no parameter",
+                        where=f"model.stages.{title}",
+                        remedy=f"Names look like {names[0]}",
                     )
 
     def on_train_batch_start(

@@ -116,3 +116,16 @@ def test_kernels_on_a_gpu(rule: MaskSpec, kv_heads: int) -> None:
     expected = reference(rule, tokens, *(x.float().expand(-1, HEADS, -1) for x in (k, v)))
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
     found.float().square().sum().backward()
+
+
+@pytest.mark.parametrize("kv_heads", [HEADS, 1])
+@pytest.mark.parametrize("rule", RULES)
+def test_dropped_weights_are_a_share_of_the_formulas(rule: MaskSpec, kv_heads: int) -> None:
+    """Averaged over many draws, attention with dropout is attention; and half of the weights are gone in each."""
+    tokens = make([5, 9]).pad()
+    layout = plan(rule, tokens).layout
+    k, v = torch.randn(2, 2, 9, kv_heads, SIZE)
+    draws = torch.stack([layout.attend(heads(tokens), k, v, dropout=0.5) for _ in range(4000)])
+    expected = layout.attend(heads(tokens), k, v)
+    torch.testing.assert_close(draws.mean(0)[tokens.mask], expected[tokens.mask], atol=0.12, rtol=0)
+    assert not torch.equal(draws[0], draws[1])

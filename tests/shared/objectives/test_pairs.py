@@ -51,3 +51,12 @@ def test_corruptions_and_teacher_are_asked_for(bench) -> None:  # noqa: ANN001
 def test_unknown_modalities_are_named(bench, pairs, corrupt, message) -> None:  # noqa: ANN001
     with pytest.raises(RecipeError, match=message):
         bench(InfoNCE(pairs=pairs, corrupt=corrupt))
+
+
+def test_several_pairs_are_summed_and_logged_by_name(bench, make) -> None:  # noqa: ANN001
+    batch = make([True] * 4, [True] * 4)
+    one = bench(InfoNCE(pairs={"x": ("properties", "smiles")}))
+    two = bench(InfoNCE(pairs={"x": ("properties", "smiles"), "y": ("smiles", "properties")}))
+    output = two.objective(two.views(batch), batch)
+    torch.testing.assert_close(output.loss, 2 * one.loss(batch))
+    assert {"x/accuracy", "y/accuracy", "temperature"} <= set(output.logs)
