@@ -143,7 +143,8 @@ class MoleculeDataModule(DataModule):
         cut = int((lengths > self.max_tokens).sum())
         if cut:
             self.remarks.append(f"{cut} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)")
-        return np.minimum(lengths, self.max_tokens)
+        shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
+        return shortened
 
     def lengths(self) -> np.ndarray:
         """See `DataModule.lengths`."""
@@ -188,10 +189,11 @@ class MoleculeDataModule(DataModule):
             return list(items)
         else:
             results = Canonicaliser(largest_fragment=self.largest_fragment)(list(items))
+            smiles, rows = [], list(range(1, len(results) + 1))
             for i, result in enumerate(results):
                 if isinstance(result, Refused):
                     raise DataError(f"{items[i]!r} is no molecule: {result.kind}, {result.detail}", where=f"item {i}")
-            smiles, rows = [result.smiles for result in results], list(range(1, len(results) + 1))
+                smiles.append(result.smiles)
             ids = [str(row) for row in rows]
         properties: Sequence[Any] = [None] * len(smiles)
         if "properties" in self.modalities:
@@ -239,7 +241,8 @@ class MoleculeDataModule(DataModule):
 
     def target_values(self, indices: np.ndarray) -> np.ndarray:
         """See `DataModule.target_values`."""
-        return self.table.targets[indices]
+        values: np.ndarray = self.table.targets[indices]
+        return values
 
     def baselines(self, target: Any) -> dict[str, Callable[[], np.ndarray]]:
         """See `DataModule.baselines`."""

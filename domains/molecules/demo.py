@@ -87,7 +87,7 @@ def longer_trained(live: Any) -> dict[str, Any]:
         live: The finished live run.
     """
     model = load(COMMITTED)
-    data = model.data
+    data: Any = model.data
     data.path = live.data.path
     data.setup()
     vectors, _ = retrieval_metrics(model.task, data)

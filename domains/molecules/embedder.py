@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from polyfm.domains.molecules.atom_graph import field_set
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.shared.tokens.graph import GraphTokens
 from polyfm.shared.tokens.positions import AbsolutePositions, Positions
 from polyfm.shared.tokens.table import ValueTokens
 from polyfm.shared.tokens.text import TextTokens
@@ -42,3 +44,16 @@ class PropertyVector(ValueTokens):
 
     def __init__(self, width: int, dropout: float = 0.1) -> None:
         super().__init__(width, columns=len(DESCRIPTORS), dropout=dropout)
+
+
+class AtomTokens(GraphTokens):
+    """One packed token per atom, from its categories; bonds go along for `AtomGIN`.
+
+    Args:
+        width: D.
+        fields: Feature set, as the data module's: ``gin`` (atomic number, chirality; GraphMVP, MolFM) or ``full``.
+        dropout: On the vectors.
+    """
+
+    def __init__(self, width: int, fields: str = "full", dropout: float = 0.0) -> None:
+        super().__init__(width, [field.size for field in field_set(fields).atoms], dropout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polyfm.shared.evaluation.report.figures import text, unique_ids
 
 
@@ -21,7 +23,8 @@ def draw(smiles: str, width: int = 150, height: int = 110) -> str:
     if mol is None:
         return f"<code>{text(smiles or '(empty)')}</code>"
     drawer = rdMolDraw2D.MolDraw2DSVG(width, height)
-    drawer.drawOptions().clearBackground = False
+    options: Any = drawer.drawOptions()
+    options.clearBackground = False
     rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
     drawer.FinishDrawing()
     svg = drawer.GetDrawingText()

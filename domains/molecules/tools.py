@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ def generate(words: Sequence[str]) -> None:
         names, wanted = asked.ids, descriptor_table(asked.smiles)
     else:
         names, wanted = ["wanted"], parse_properties(ours.properties)[None]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, wish, beams in zip(names, wanted, write_smiles(model.task, data, wanted, beams=ours.beams), strict=True):
         rows += [{"id": name, "beam": rank, "smiles": text} for rank, text in enumerate(beams, start=1)]
         if len(names) == 1:

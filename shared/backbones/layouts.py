@@ -93,7 +93,8 @@ def plan(
     if not tokens.packed:
         own = _padded(rule, tokens, tokens) if cache is None else _continued(rule, tokens, cache)
         return Plan(tokens, own, context, None if context is None else _padded(FULL, tokens, context))
-    if tokens.x.is_cuda and not exact and _dtype(tokens.x) != torch.float32:
+    some = len(tokens.x) and (context is None or len(context.x))  # the kernels want at least one token
+    if tokens.x.is_cuda and some and not exact and _dtype(tokens.x) != torch.float32:
         compile = _varlen if not rule.prefix and not rule.hide else _flex
         return Plan(
             tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from polyfm.shared.cli.arguments import Arguments
@@ -30,7 +31,6 @@ def describe(recipe: Recipe) -> list[str]:
         recipe: Described.
     """
     from polyfm.shared.backbones.encoder import num_parameters, on_meta
-    from polyfm.shared.training.build import RecipeParser
 
     lines = [f"{recipe.name}: {recipe.tree.get('title', '')}", f"  file        {recipe.path}"]
     if "paper" in recipe.tree:
@@ -48,13 +48,18 @@ def describe(recipe: Recipe) -> list[str]:
     for size in recipe.sizes:
         tree = recipe.sized(size)
         tree["data"].setdefault("init_args", {}).setdefault("path", "none")
-        parts: dict[str, Any] = {}
-        task = on_meta(lambda tree=tree, parts=parts: parts.setdefault("cli", RecipeParser(recipe, tree)).model)
+        task: Any = on_meta(partial(_task, recipe, tree))
         trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         each = ", ".join(f"{name} {num_parameters(part) / 1e6:.1f}M" for name, part in task.model.encoders.items())
         lines.append(f"  size {size:<6} {trained / 1e6:,.1f} million trained parameters ({each})")
     lines.append(f"Next: polyfm check {recipe.name} --data.path YOUR_FILE --size small")
     return lines
+
+
+def _task(recipe: Recipe, tree: dict[str, Any]) -> Any:
+    from polyfm.shared.training.build import RecipeParser
+
+    return RecipeParser(recipe, tree).model
 
 
 def ledger_row(name: str) -> dict[str, str] | None:

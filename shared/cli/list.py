@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -42,7 +43,7 @@ def domains() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "domains").glob("*/data.py"))
 
 
-def data_cards() -> list[dict[str, object]]:
+def data_cards() -> list[dict[str, Any]]:
     """Front matter of every data card, sorted by name."""
     cards = []
     for path in sorted((ROOT / "data_cards").glob("*.md")):

@@ -236,7 +236,11 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled; leaves out what does not fill a batch."""
-        return self.loader("train", shuffle=True)
+        loader = self.loader("train", shuffle=True)
+        if self.trainer is not None:
+            # Lightning gives a loader its saved position within a pass, but not the number of passes done.
+            loader.batch_sampler.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        return loader
 
     def val_dataloader(self) -> Any:
         """In the file's order; nothing if there is no validation part."""

@@ -58,14 +58,12 @@ class BatchSampler:
         self.rank, self.world, self.pool = rank, world, pool
         self.epoch = self.position = 0
         self._plan: tuple[int, list[np.ndarray]] = (-1, [])
-        first = len(self._cut_epoch(0))
-        whole = first // world if shuffle else -(-first // world)
-        if not whole or len(self.lengths) < world:
+        self._count = len(self._cut_epoch(0)) // world * world if len(self.lengths) >= world else 0
+        if not self._count:
             raise DataError(
                 f"{len(self.lengths)} samples do not fill one batch of {batch_size} on each of {world} processes",
                 remedy="Use more data, a smaller data.batch_size, or fewer processes",
             )
-        self._count = whole * world
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """This rank's batches of one epoch.
@@ -77,21 +75,26 @@ class BatchSampler:
             # With a token budget epochs differ by a few batches; the trainer counts on as many as the first has.
             batches = self._cut_epoch(epoch)[: self._count]
             while len(batches) < self._count:
-                largest = int(np.argmax([len(batch) for batch in batches]))
-                batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+                _halve_largest(batches)
             self._plan = (epoch, batches[self.rank :: self.world])
         return self._plan[1]
 
     def _cut_epoch(self, epoch: int) -> list[np.ndarray]:
         n = len(self.lengths)
         if not self.shuffle:
-            return self._cut(np.arange(n))
+            batches = self._cut(np.arange(n))
+            count = -(-len(batches) // self.world) * self.world
+            if count > n:  # too few samples to give each process one more: some batches have one too many
+                return np.array_split(np.arange(n), count - self.world)
+            while len(batches) < count:
+                _halve_largest(batches)
+            return batches
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(n)
         if not self.token_budget:
             # Before sorting by length: otherwise the longest would be left out every time.
             order = order[: n - n % (self.batch_size * self.world)]
-        batches: list[np.ndarray] = []
+        batches = []
         span = self.pool * self.batch_size * self.world
         for start in range(0, len(order), span):
             drawn = order[start : start + span]
@@ -136,6 +139,12 @@ class BatchSampler:
         self.epoch, self.position = state["epoch"], state["position"]
         if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
+
+
+def _halve_largest(batches: list[np.ndarray]) -> None:
+    """Two batches in the place of the largest: one more, and none above a budget."""
+    largest = int(np.argmax([len(batch) for batch in batches]))
+    batches[largest : largest + 1] = np.array_split(batches[largest], 2)
 
 
 def process_group() -> tuple[int, int]:

@@ -68,7 +68,7 @@ class LoadedModel:
         name = modality or self.modalities[0]
         if name not in self.modalities:
             raise UsageError(f"this model has no modality {name!r}", remedy=f"Choose one of: {', '.join(self.modalities)}")
-        encoder = self.task.model.encoders[name]  # type: ignore[index, union-attr]
+        encoder: Any = self.task.model.encoders[name]  # type: ignore[index, union-attr]
         if projected and encoder.projection is None:
             raise UsageError(f"the {name} encoder of this model has no projection")
         parts = []

@@ -112,7 +112,8 @@ def measure(task: Any, data: Any, part: str) -> dict[str, float]:
     task.eval()
     if isinstance(task, FinetuneTask):
         target: Any = task.target
-        return target.metrics(collect(task, data, part), data.target_values(data.part(part)))
+        found: dict[str, float] = target.metrics(collect(task, data, part), data.target_values(data.part(part)))
+        return found
     sums: dict[str, float] = {}
     count = 0
     for batch in data.loader(part, shuffle=False):

@@ -32,7 +32,7 @@ from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.objective import ObjectiveOutput, Views
 from polyfm.shared.objectives.pairs import PairwiseObjective, Sides, positives
 from polyfm.shared.objectives.queue import FeatureQueue
-from polyfm.shared.objectives.tiled import Best, log_sum_exp
+from polyfm.shared.objectives.tiled import hardest, log_sum_exp
 from polyfm.shared.tokens.masking import Corruption
 
 
@@ -66,8 +66,7 @@ def soft_info_nce(
     scale: Tensor,
     groups: tuple[Tensor, Tensor],
     alpha: float,
-    top: int = 0,
-) -> tuple[Tensor, Tensor, Best]:
+) -> tuple[Tensor, Tensor]:
     """One direction of InfoNCE with soft targets; see the module's second formula.
 
     Args:
@@ -77,17 +76,16 @@ def soft_info_nce(
         scale: () 1/τ.
         groups: (n,) and (m,) int64.
         alpha: Share of the teacher's similarities in the targets.
-        top: How many of the most similar candidates of other groups to return.
 
     Returns:
-        (n,) losses, (n,) numbers of positives, and the most similar candidates of other groups.
+        (n,) losses, and (n,) numbers of positives.
     """
-    lse, _, best = log_sum_exp(scale * a, candidates, columns=False, top=top, groups=groups)
+    lse, _, _ = log_sum_exp(scale * a, candidates, columns=False)
     with torch.no_grad():
         target, counts = positives(groups[0], candidates, groups[1])
         if alpha > 0:
             target = torch.lerp(target, _soft_mean(scale * teacher_a, candidates), alpha)
-    return lse - scale * (a * target).sum(1), counts, best
+    return lse - scale * (a * target).sum(1), counts
 
 
 class InfoNCE(PairwiseObjective):
@@ -163,33 +161,29 @@ class InfoNCE(PairwiseObjective):
 
     def _with_teacher(self, sides: Sides, scale: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
         ranks = Ranks.of(sides.a)
+        groups = ranks.gather(sides.groups)
         own = {"a": sides.a, "b": sides.b}
         taught: dict[str, Tensor] = {"a": sides.teacher_a, "b": sides.teacher_b}  # type: ignore[dict-item]
-        groups = ranks.gather(sides.groups)
-        candidates = {}
-        for side, vectors in taught.items():
-            candidates[side] = self._with_queue(f"{sides.name}/{side}", (ranks.gather(vectors), groups))
-        directions = [("a", "b"), ("b", "a")] + ([("a", "a"), ("b", "b")] if self.intra else [])
-        total, logs = scale.new_zeros(len(sides.a)), {}
-        for anchor, other in directions:
+        fresh = {side: ranks.gather(vectors) for side, vectors in taught.items()}
+        candidates = {side: self._with_queue(f"{sides.name}/{side}", fresh[side], groups) for side in fresh}
+        total = scale.new_zeros(len(sides.a))
+        for anchor, other in [("a", "b"), ("b", "a")] + ([("a", "a"), ("b", "b")] if self.intra else []):
             vectors, all_groups = candidates[other]
-            shown = (anchor, other) == ("a", "b")
-            losses, counts, best = soft_info_nce(
-                own[anchor], taught[anchor], vectors, scale, (sides.groups, all_groups), alpha, top=int(shown)
-            )
+            both = sides.groups, all_groups
+            losses, counts = soft_info_nce(own[anchor], taught[anchor], vectors, scale, both, alpha)
             total = total + losses / 2
-            if shown:
-                logs = _logs(ranks, counts, (scale * sides.a * taught["b"]).sum(1).detach() > best.values[:, 0])
-        return ranks.mean(total), logs
+        best = hardest(scale * sides.a, fresh["b"], (sides.groups, groups)).values[:, 0]
+        first = (scale * sides.a * taught["b"]).sum(1).detach() > best
+        return ranks.mean(total), _logs(ranks, counts, first)
 
-    def _with_queue(self, name: str, fresh: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """This step's vectors and groups, and the queue's behind them; kept for `update`."""
+    def _with_queue(self, name: str, vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """This step's vectors and groups, kept for `update`, and the queue's behind them."""
         if not self.queue:
-            return fresh
+            return vectors, groups
         if self.training:
-            self._fresh[name] = fresh
-        earlier = self.queues[name].valid()  # type: ignore[operator]
-        return torch.cat([fresh[0], earlier[0]]), torch.cat([fresh[1], earlier[1]])
+            self._fresh[name] = vectors, groups
+        earlier, earlier_groups = self.queues[name].valid()  # type: ignore[operator]
+        return torch.cat([vectors, earlier]), torch.cat([groups, earlier_groups])
 
     def update(self, views: Views) -> None:
         """See `Objective.update`: the queues take in this step's vectors, of all processes; τ is kept in its bounds."""
@@ -208,7 +202,7 @@ def _soft_mean(queries: Tensor, candidates: Tensor) -> Tensor:
 
 
 def _logs(ranks: Ranks, counts: Tensor, first: Tensor) -> dict[str, Tensor]:
-    """For the curves: pairs of all processes, positives per item, share of items whose own partner comes first."""
+    """For the curves: pairs of all processes, positives per item, share whose partner is first in the batch."""
     several = max(len(counts), 1)
     return {
         "pairs": counts.new_tensor(float(ranks.total)),

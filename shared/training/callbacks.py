@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch import callbacks
 
 from polyfm.shared.data.batch import Batch
 
@@ -66,7 +67,7 @@ class Throughput(L.Callback):
         self._last_end = time.perf_counter()
 
 
-class Bar(TQDMProgressBar):
+class Bar(callbacks.TQDMProgressBar):
     """Lightning's bar, with samples per second and the share of time spent waiting for data.
 
     Args:
@@ -86,24 +87,27 @@ class Bar(TQDMProgressBar):
         return shown
 
 
-class Checkpoint(ModelCheckpoint):
+class Checkpoint(callbacks.Checkpoint):
     """Keeps ``last.ckpt`` and ``best.ckpt`` in the run folder.
 
+    ``last`` is written after every pass over the data and after every validation within one (Lightning's own callback
+    writes it only when ``best`` has changed, and then judges steps by a validation that was before them).
+
     Args:
-        every_n_steps: Also write ``last`` every so many steps; 0 for after validation only.
-        monitor: What ``best`` is chosen by; ``last`` is best where there is no validation part.
-        mode: min or max.
+        every_n_steps: Also write ``last`` every so many optimiser steps; 0 for not.
+        monitor: What ``best`` is chosen by, at each validation; without it there is only ``last``.
+        mode: Whether low (min) or high (max) is good.
     """
 
-    def __init__(self, every_n_steps: int = 0, monitor: str = "valid/loss", mode: str = "min") -> None:
-        super().__init__(
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            filename="best",
-            enable_version_counter=False,
-            every_n_train_steps=every_n_steps or None,
-        )
+    def __init__(
+        self, every_n_steps: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min"
+    ) -> None:
+        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.folder = Path("checkpoints")
+        self.best: float | None = None
+        """The best value seen."""
+        self._saved_at = 0
+        self._improved = False
 
     def within(self, run: Path) -> Checkpoint:
         """Write into a run folder.
@@ -111,18 +115,63 @@ class Checkpoint(ModelCheckpoint):
         Args:
             run: The folder.
         """
-        self.dirpath = str(run / "checkpoints")
+        self.folder = run / "checkpoints"
         return self
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save every so many steps; the last of a pass is saved after its validation."""
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at and not trainer.is_last_batch:
+            self._save(trainer)
 
-class Patience(EarlyStopping):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge; and save if training goes on within the pass."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and (self.best is None or (value < self.best if self.mode == "min" else value > self.best)):
+            self.best, self._improved = float(value), True
+        if not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Write ``last``, and ``best`` as a copy of it; each appears whole or not at all."""
+        self._saved_at = trainer.global_step
+        improved, self._improved = self._improved, False
+        fresh = self.folder / "fresh.ckpt"
+        trainer.save_checkpoint(fresh)  # by all processes, of which the first writes
+        if trainer.is_global_zero:
+            if improved:
+                copy = self.folder / "copy.ckpt"
+                shutil.copyfile(fresh, copy)
+                copy.replace(self.folder / "best.ckpt")
+            fresh.replace(self.folder / "last.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, so that a resumed run replaces ``best`` only by a better one."""
+        return {"best": self.best, "saved_at": self._saved_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self.best, self._saved_at = state_dict["best"], state_dict["saved_at"]
+
+
+class Patience(callbacks.EarlyStopping):
     """Stops when the validation score has not risen for a while.
 
     Args:
         patience: Validations without a better score; 0 never stops.
         monitor: What is watched.
-        mode: min or max.
+        mode: Whether low (min) or high (max) is good.
     """
 
-    def __init__(self, patience: int = 0, monitor: str = "valid/loss", mode: str = "min") -> None:
+    def __init__(
+        self, patience: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min"
+    ) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience or 10**9, strict=False)

@@ -13,7 +13,7 @@ from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.gather import Ranks
-from polyfm.shared.training.optim import AdamW, prepare_blocks
+from polyfm.shared.training.optim import AdamW, prepare_blocks, total_steps
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.targets import Target, fit_target, target_from_state
 
@@ -134,7 +134,7 @@ class FinetuneTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up, cosine decay and layer-wise rates."""
-        return self.optimizer(self, int(self.trainer.estimated_stepping_batches), self.stages)
+        return self.optimizer(self, total_steps(self.trainer), self.stages)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The stages, if there are any."""

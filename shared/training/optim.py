@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from torch import nn
 
@@ -91,6 +92,28 @@ class AdamW:
             fresh = {"params": [], "weight_decay": decay, "lr": rate, "base_lr": rate, "example": name}
             groups.setdefault(key, fresh)["params"].append(parameter)
         return list(groups.values())
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimiser steps of a whole run, for the schedule.
+
+    ``trainer.estimated_stepping_batches`` would make the training loader before a checkpoint's loops are restored, and
+    Lightning then never tells it where to go on.
+
+    Args:
+        trainer: Of the run, with its data module.
+    """
+    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 0:
+        if trainer.max_steps < 0:
+            raise RecipeError(
+                "a schedule needs an end", where="trainer", remedy="Set trainer.max_epochs or trainer.max_steps"
+            )
+        return trainer.max_steps
+    steps = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+    return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
 
 def _below_the_top(module: nn.Module) -> dict[str, int]:

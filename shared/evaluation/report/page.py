@@ -42,7 +42,8 @@ class Report:
     def html(self) -> str:
         """The page."""
         template = jinja2.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"), autoescape=True)
-        return template.render(title=self.title, subtitle=self.subtitle, panels=self.panels, lead=self.lead)
+        page: str = template.render(title=self.title, subtitle=self.subtitle, panels=self.panels, lead=self.lead)
+        return page
 
     def write(self, path: Path) -> None:
         """Write the page.

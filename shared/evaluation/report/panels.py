@@ -24,8 +24,9 @@ def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
     if not path.is_file():
         return Panel(title=title, body="<p>No curves were written.</p>")
     frame = pd.read_csv(path)
-    losses = [name for name in frame if name.startswith("train/") and name.endswith("loss")]
-    watched = [name for name in frame if name.startswith("valid/") and (name.endswith("loss") or name == "valid/score")]
+    columns = [str(name) for name in frame.columns]
+    losses = [name for name in columns if name.startswith("train/") and name.endswith("loss")]
+    watched = [name for name in columns if name.startswith("valid/") and (name.endswith("loss") or name == "valid/score")]
     drawn, axes = figure(10.5, 3.3, columns=2)
     for ax, names, label in ((axes[0], losses, "training"), (axes[1], watched, "validation")):
         for i, name in enumerate(names):

@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from polyfm.shared.backbones.block import Block, Llama, PostNorm, PreNorm
@@ -193,3 +195,33 @@ def test_late_fusion_of_a_modality_that_no_item_has(combine: str) -> None:
     torch.testing.assert_close(out[:, :3], a.pooled)
     out.sum().backward()
     assert b.pooled.grad is not None
+
+
+PRESENCE = st.integers(0, 5).flatmap(
+    lambda size: st.lists(st.lists(st.booleans(), min_size=size, max_size=size), min_size=1, max_size=3)
+)
+
+
+@given(PRESENCE, st.data())
+def test_any_presence(presence: list[list[bool]], data: st.DataObject) -> None:
+    """Whatever items have which modalities: one sequence of what is there, and a mean over what is there."""
+    size = len(presence[0])
+    rows = [torch.tensor([i for i, there in enumerate(flags) if there], dtype=torch.int64) for flags in presence]
+    parts = [make(data.draw(st.lists(st.integers(0, 3), min_size=len(row), max_size=len(row)))) for row in rows]
+    joint = concat(parts, rows, size)
+    assert len(joint) == size
+    for kind, (part, row) in enumerate(zip(parts, rows, strict=True)):
+        back = part_of(joint, kind)
+        assert torch.equal(back.x, part.x)
+        assert back.lengths[row].tolist() == part.lengths.tolist()
+        assert int(back.lengths.sum()) == len(part.x)  # items that lack it have none of it
+
+    views = {
+        str(kind): Features(tokens=part, pooled=torch.randn(len(row), 3), projected=None, rows=row)
+        for kind, (part, row) in enumerate(zip(parts, rows, strict=True))
+    }
+    mean = LateFusion("mean")(views, size)
+    for item in range(size):
+        there = [view.pooled[view.rows == item] for view in views.values()]
+        vectors = torch.cat(there)
+        torch.testing.assert_close(mean[item], vectors.mean(0) if len(vectors) else torch.zeros(3))
