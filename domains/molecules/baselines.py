@@ -34,8 +34,9 @@ def descriptors_2d(smiles: Sequence[str]) -> np.ndarray:
     """
     from sklearn.utils.parallel import Parallel, delayed
 
-    parts = np.array_split(np.arange(len(smiles)), max(len(smiles) // 500, 1))
-    rows = Parallel(n_jobs=-1)(delayed(_describe)([smiles[i] for i in part]) for part in parts)
+    parts = [smiles[start : start + 1000] for start in range(0, len(smiles), 1000)]
+    # A worker process costs seconds to start: not for a few thousand molecules.
+    rows = Parallel(n_jobs=-1 if len(parts) > 4 else 1)(delayed(_describe)(part) for part in parts)
     table = np.concatenate(rows)
     return np.where(np.abs(table) < 1e9, table, np.nan)
 

@@ -17,12 +17,14 @@ from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
+from polyfm.domains.molecules.structure_files import TABLES
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
+from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
 from polyfm.shared.errors import DataError, RecipeError
 
@@ -45,6 +47,7 @@ class MoleculeDataModule(DataModule):
         max_tokens: Longer SMILES are cut there, and counted.
         fields: Which features an atom graph has: ``gin`` or ``full``.
         largest_fragment: Keep only the largest fragment of salts and mixtures.
+        isomeric: Keep stereochemistry and isotopes in SMILES and graphs.
         batch_size: Samples in a step, on each process.
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
@@ -65,6 +68,7 @@ class MoleculeDataModule(DataModule):
         max_tokens: int = 256,
         fields: str = "full",
         largest_fragment: bool = False,
+        isomeric: bool = False,
         batch_size: int = 64,
         token_budget: int = 0,
         num_workers: int = 0,
@@ -79,7 +83,8 @@ class MoleculeDataModule(DataModule):
                 remedy=f"Choose from: {', '.join(MODALITIES)}",
             )
         self.modalities, self.fields = list(modalities), fields
-        self.tokenizer, self.max_tokens, self.largest_fragment = tokenizer(), max_tokens, largest_fragment
+        self.tokenizer, self.max_tokens = tokenizer(), max_tokens
+        self.largest_fragment, self.isomeric = largest_fragment, isomeric
         self.standardiser = Standardiser()
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -94,11 +99,13 @@ class MoleculeDataModule(DataModule):
             id=self.id or None,
             split=self.split if by_column else None,
             largest_fragment=self.largest_fragment,
+            isomeric=self.isomeric,
             limit=self.limit,
             workers=self.num_workers,
         )
         self.quarantine, self.notices = table.quarantine, table.notices
-        self.remarks = [f"{role} taken from column {name!r}" for role, name in table.guesses.items()]
+        self.source = self.path
+        self.remarks = _announced(table, ("smiles", "id"))
         groups = scaffolds(table.smiles)
         if by_column:
             names = column_split(table.split or [])
@@ -178,17 +185,19 @@ class MoleculeDataModule(DataModule):
         if isinstance(items, str | Path):
             table = read_molecules(
                 items,
-                smiles=self.smiles or None,
+                smiles=self._smiles_column(items),
                 largest_fragment=self.largest_fragment,
+                isomeric=self.isomeric,
                 duplicates="keep",
                 workers=self.num_workers,
             )
+            self.source, self.remarks = str(items), _announced(table, ("smiles", "id"))
             self.quarantine, self.notices = table.quarantine, table.notices
             smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
         elif items and isinstance(items[0], MoleculeSample):
             return list(items)
         else:
-            results = Canonicaliser(largest_fragment=self.largest_fragment)(list(items))
+            results = Canonicaliser(self.isomeric, self.largest_fragment)(list(items))
             smiles, rows = [], list(range(1, len(results) + 1))
             for i, result in enumerate(results):
                 if isinstance(result, Refused):
@@ -204,12 +213,17 @@ class MoleculeDataModule(DataModule):
             for id, row, text, values in zip(ids, rows, smiles, properties, strict=True)
         ]
 
+    def _smiles_column(self, path: str | Path) -> str | None:
+        """The training file's SMILES column if this file has it, too; otherwise it is guessed anew."""
+        table = suffix(Path(path)) in TABLES and Path(path).is_file()
+        return self.smiles if self.smiles and table and self.smiles in open_table(path).columns else None
+
     def collate(self, samples: Sequence[MoleculeSample]) -> Batch:
         """See `DataModule.collate`."""
         smiles = [sample.smiles for sample in samples]
         modalities: dict[str, ModalityBatch] = {}
         if "smiles" in self.modalities:
-            modalities["smiles"] = pack_ids([None if text is None else self._encode(text) for text in smiles])
+            modalities["smiles"] = pack_ids([None if text is None else self.encode(text) for text in smiles])
         if "properties" in self.modalities:
             rows = [None if s.properties is None else self.standardiser.apply(s.properties) for s in samples]
             modalities["properties"] = stack_values(rows, len(DESCRIPTORS))
@@ -229,7 +243,12 @@ class MoleculeDataModule(DataModule):
             groups=group_ids([text or sample.id for text, sample in zip(smiles, samples, strict=True)]),
         )
 
-    def _encode(self, smiles: str) -> np.ndarray:
+    def encode(self, smiles: str) -> np.ndarray:
+        """Token ids of a SMILES, cut at ``max_tokens``.
+
+        Args:
+            smiles: Canonical.
+        """
         ids = self.tokenizer.encode([smiles])[0]
         return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], SEP)
 
@@ -254,3 +273,8 @@ class MoleculeDataModule(DataModule):
         from polyfm.domains.molecules.evaluate import evaluate
 
         return evaluate(task, self)
+
+
+def _announced(table: MoleculeTable, roles: tuple[str, ...]) -> list[str]:
+    """What was guessed for the roles that are used."""
+    return [f"{role} taken from column {name!r}" for role, name in table.guesses.items() if role in roles]

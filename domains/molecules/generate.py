@@ -98,7 +98,7 @@ def read_properties(task: Any, data: MoleculeDataModule, smiles: Sequence[str], 
     model, device = task.model, task.device
     parts = []
     for start in range(0, len(smiles), chunk):
-        tokens = pack_ids(data.tokenizer.encode(smiles[start : start + chunk])).to(device)
+        tokens = pack_ids([data.encode(text) for text in smiles[start : start + chunk]]).to(device)
         context = model("smiles", tokens).tokens
         n = len(tokens.rows)
         # All values start unknown; each one told is known to those after it. Causal masks hide what is not told yet.

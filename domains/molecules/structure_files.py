@@ -20,7 +20,8 @@ SMILES_COLUMNS = (
 TITLE = "_Name"
 """The name behind a SMILES in an SMI file, or the title line of an SDF record, as a column."""
 
-_TABLES = (".csv", ".tsv", ".tab", ".parquet")
+TABLES = (".csv", ".tsv", ".tab", ".parquet")
+"""Endings of files that have columns."""
 _SMI = (".smi", ".smiles", ".ism")
 _SDF = (".sdf", ".sd")
 _PROPERTY = re.compile(r"^>.*?<(.+?)>")
@@ -65,7 +66,7 @@ def open_structures(path: str | Path, smiles: str | None = None) -> StructureFil
     """
     path = Path(path)
     kind = suffix(path)
-    if kind in _TABLES:
+    if kind in TABLES:
         return _table(open_table(path), smiles)
     if kind in _SMI:
         with open_text(path):  # says at once what is wrong with the file
@@ -74,7 +75,7 @@ def open_structures(path: str | Path, smiles: str | None = None) -> StructureFil
         columns = _sdf_columns(path)
         return StructureFile(Table(path, columns, None), lambda: _sdf_records(path, columns), None, mol_blocks=True)
     raise DataError(
-        f"files that end in {kind or 'nothing'!r} are not read; expected {', '.join(_TABLES + _SMI + _SDF)}",
+        f"files that end in {kind or 'nothing'!r} are not read; expected {', '.join(TABLES + _SMI + _SDF)}",
         where=path,
         remedy="Rename or convert the file",
     )
@@ -86,7 +87,7 @@ def _table(table: Table, smiles: str | None) -> StructureFile:
         raise DataError(
             f"no column is named like SMILES; the columns are {', '.join(map(repr, table.columns))}",
             where=table.path,
-            remedy="Say which one it is with the option smiles",
+            remedy="Say which one it is with --data.smiles COLUMN",
         )
     at = table.column(column)
 

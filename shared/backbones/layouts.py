@@ -8,6 +8,8 @@ Four layouts give the same numbers. Attention calls ``attend`` and does not know
   against 58 ms for eight padded buckets of near length and 148 ms for padding to the longest.
 * `VarlenLayout`: packed tokens on a GPU in half precision, full, causal or windowed: FlashAttention's own kernel.
 * `FlexLayout`: packed tokens on a GPU in half precision, any other rule: FlexAttention, the rule as its ``mask_mod``.
+
+The two kernels for GPUs were written without one: run ``pytest -m gpu tests/shared/backbones`` before relying on them.
 """
 
 from __future__ import annotations

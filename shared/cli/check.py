@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
     """
     import torch
 
-    from polyfm.shared.backbones.encoder import num_parameters, on_meta
+    from polyfm.shared.backbones.encoder import on_meta
     from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
 
@@ -61,7 +62,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
         )
         lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
     lines += label_lines(data, train)
-    parameters = num_parameters(task)
+    parameters = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
     step = min(data.batch_size, len(train))
     if hasattr(task, "target"):
         from polyfm.shared.training.targets import fit_target
@@ -73,7 +74,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
         lines.append(f"  parameters: {parameters / 1e6:.1f} million (built on the meta device, nothing was allocated)")
         lines.append(f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top")
         lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples (6 x parameters x tokens)")
-        return [*lines, f"Next: polyfm fit {recipe.name} --data.path {data.path} --size paper --out DIR"]
+        return [*lines, f"Next: polyfm fit {recipe.name} {shlex.join(flags)} --size paper --out DIR"]
     whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
     seconds, loss, activations = one_step(task, whole)
     steps = max(data.num_rows() * 8 // 10 // step, 1)
@@ -82,7 +83,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")
     lines.append(f"  memory: about {(per_step + activations) / 2**20:.0f} MiB for the model and one step")
     lines.append(f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)")
-    return [*lines, f"Next: polyfm fit {recipe.name} --data.path {data.path} --size {size} --out DIR"]
+    return [*lines, f"Next: polyfm fit {recipe.name} {shlex.join(flags)} --size {size} --out DIR"]
 
 
 def label_lines(data: Any, train: Any) -> list[str]:
@@ -144,4 +145,4 @@ def one_step(task: Any, batch: Any) -> tuple[float, float, int]:
     value.backward()
     seconds = time.perf_counter() - start
     task.zero_grad(set_to_none=True)
-    return seconds, float(value), kept
+    return seconds, float(value.detach()), kept

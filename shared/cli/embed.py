@@ -36,6 +36,10 @@ def run(words: Sequence[str]) -> None:
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
     for line in model.data.summary():
         print(line)
+    if len(model.data.quarantine):
+        left_out = out.with_suffix(".quarantine.csv")
+        model.data.quarantine.to_csv(left_out)
+        print(f"rows left out, with reasons: {left_out}")
 
 
 def save(out: Path, ids: list[str], vectors: Any) -> None:

@@ -200,7 +200,9 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
         checkpoint.within(folder.path),
         *([patience] if has_valid else []),
     ]
-    overrides: dict[str, Any] = {"logger": CSVLogger(folder.path, name="", version="")}
+    overrides: dict[str, Any] = {"logger": CSVLogger(folder.path, name="", version=""), "enable_model_summary": False}
+    trained = sum(parameter.numel() for parameter in cli.model.parameters() if parameter.requires_grad)
+    print(f"{trained / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")
     if cli.config["trainer"].get("enable_progress_bar") is not False:
         callbacks.append(Bar(throughput))
     if cli.config["trainer"].get("precision") is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():

@@ -74,6 +74,8 @@ class DataModule(L.LightningDataModule):
         self.limit = 0
         """Read only so many rows; 0 for all. `polyfm check` sets it."""
         self.remarks = []
+        self.source = ""
+        """What was read last: ``path``, or a file of new items."""
         self._ready = False
         self._fitted = False
         self._parts: dict[str, np.ndarray] = {}
@@ -262,14 +264,14 @@ class DataModule(L.LightningDataModule):
 
     def summary(self) -> list[str]:
         """Lines that say what was read, announced, dropped and split."""
-        name = Path(self.path).name
+        name = Path(self.source or self.path).name
         lines = [f"{name}: {remark}" for remark in self.remarks]
         if len(self.notices):
             lines.append(f"{name}: kept, but worth knowing: {self.notices.summary()}")
         if len(self.quarantine):
             share = f"{len(self.quarantine):,} of {self.quarantine.num_read:,} rows left out"
-            lines.append(f"{name}: {share} (quarantine.csv): {self.quarantine.summary()}")
-        if self._ready:
+            lines.append(f"{name}: {share}: {self.quarantine.summary()}")
+        if self._ready and self.source in ("", self.path):
             lines.append(f"{name}: " + ", ".join(f"{count:,} {part}" for part, count in self.splits.counts().items()))
         return lines
 

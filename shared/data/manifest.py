@@ -102,7 +102,7 @@ class Quarantine(Findings):
                 f"{len(self)} of {self.num_read} rows are broken, more than the allowed {max_broken:.0%}: "
                 f"{self.summary()}; row {example.row}: {example.item[:80]!r} ({example.detail or example.kind})",
                 where=where,
-                remedy="Check that this is the right column, or raise max_broken",
+                remedy="Check that this is the right file and column",
             )
 
     def __add__(self, other: Self) -> Self:

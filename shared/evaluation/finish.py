@@ -79,6 +79,7 @@ def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list
     low, high = bootstrap(target.metrics, predictions, values, target.primary)
     metrics |= {f"test/{target.primary}_low": low, f"test/{target.primary}_high": high, "test/rows": len(rows)}
     for name, method in data.baselines(target).items():
+        print(f"  baseline {name} on the same split …", flush=True)
         found = target.metrics(method(), values)
         metrics |= {f"baseline/{name}/{key}": value for key, value in found.items()}
     panels = [baseline_panel(metrics, target), *target_panels(target, predictions, values)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfm.shared.data.batch import Graphs
+from polyfm.shared.errors import RecipeError
 from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.tokens import Edges, Tokens
@@ -30,6 +31,11 @@ class CategoricalSum(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """(n, D) vectors of (n, F) values."""
+        if fields.shape[1] != len(self.tables):
+            raise RecipeError(
+                f"the graphs have {fields.shape[1]} features of a kind, the model expects {len(self.tables)}",
+                remedy="Name the same feature set for the data, the embedder and the backbone",
+            )
         vectors = [table(fields[:, column]) for column, table in enumerate(self.tables)]
         return torch.stack(vectors).sum(0) if vectors else torch.zeros(len(fields), self.width, device=fields.device)
 

@@ -15,6 +15,7 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
 
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError
@@ -85,8 +86,10 @@ class RecipeParser(LightningCLI):
 
     def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = (), *, member: int = 0) -> None:
         self.recipe, self.member = recipe, member
-        sizes = [size for size in recipe.sizes[1:] if recipe.sized(size) == tree] or recipe.sizes[1:]
-        self._files = [(base_of(tree), ()), (recipe.path, ()), *((recipe.path, ("sizes", size)) for size in sizes)]
+        size = next((size for size in recipe.sizes if recipe.sized(size) == tree), "paper")
+        self._files = [(base_of(tree), ()), (recipe.path, ())]
+        if size != "paper":
+            self._files.append((recipe.path, ("sizes", size)))
         overlays, self._flags = _config_files(flags)
         for path in overlays:
             tree = merge(tree, read_overlay(path))
@@ -113,6 +116,14 @@ class RecipeParser(LightningCLI):
             schema.check(self.tree)
         except Misfit as misfit:
             raise RecipeError(str(misfit), where=self._where(misfit.keys), remedy=misfit.remedy) from None
+        for group in ("encoders", "objectives"):
+            for name in self.tree["model"].get(group, {}):
+                if hasattr(nn.ModuleDict, name) or "." in name:
+                    raise RecipeError(
+                        f"model.{group}: {name!r} is a name that torch keeps for itself",
+                        where=self._where(("model", group, name)),
+                        remedy=f"Choose another, such as {name.replace('.', '_')}_1",
+                    )
         for option in (flag[2:].split("=")[0].rstrip("+") for flag in self._flags if flag.startswith("--")):
             if option.rpartition(".")[2] in FORBIDDEN:
                 raise UsageError(f"--{option} is not an option", remedy="Use --out DIR, or polyfm fit --resume RUN")
@@ -150,7 +161,7 @@ class RecipeParser(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the data module and the task, not the trainer."""
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate(self.config)
         except (PolyfmError, ValueError, TypeError) as error:
             cause = _cause(error)
             if not isinstance(cause, PolyfmError):
@@ -172,22 +183,25 @@ class RecipeParser(LightningCLI):
         """One message out of jsonargparse's: the key, what was expected, what was given."""
         if text.startswith("unrecognized arguments"):
             return UsageError(text, remedy="`polyfm fit --help` shows the options")
-        keys = tuple(".".join(re.findall(r'[Kk]ey "([\w.]+)"', text)).split("."))
+        found = re.findall(r'[Kk]ey "([\w.]+)"', text)
+        keys = tuple(".".join(found).split("."))
         wanted = [kind for kind in re.findall(r"Expected an? <class '(\w+)'>", text) if kind != "NoneType"]
         given = re.search(r"(?:Got value|Given value): (.+?)\.?$", text, flags=re.MULTILINE)
         said = " ".join(text.split())
-        if wanted and given:
-            said = f"expected {' or '.join(dict.fromkeys(wanted))}, not {given.group(1)!r}"
-        elif denied := re.search(r"Importing '([\w.]+)' is not allowed", text):
+        if denied := re.search(r"Importing '([\w.]+)' is not allowed", text):
             said = f"{denied.group(1)!r} may not be named in a recipe"
-        option = next((flag for flag in self._flags if flag.lstrip("-").startswith(".".join(keys))), None)
-        if option is not None:
+        elif wanted and given:
+            said = f"expected {' or '.join(dict.fromkeys(wanted))}, not {given.group(1)!r}"
+        # The tree has been held against the schema: what is wrong at a place that an option goes to is the option.
+        options = [flag for flag in self._flags if found and flag.startswith(f"--{found[0]}")]
+        if options:
+            option = max(options, key=lambda flag: bool(given and given.group(1) in flag))
             return UsageError(f"{option.split('=')[0]}: {said}")
         return RecipeError(f"{'.'.join(keys)}: {said}", where=self._where(keys))
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run: flags applied, parts by their short names."""
-        text: str = self.parser.dump(self.config, format="yaml", skip_none=True, skip_validation=True)
+        text: str = self.parser.dump(self.config, format="yaml", skip_unset=True, skip_validation=True)
         tree = yaml.safe_load(text)
         tree.pop("config", None)
         defaults = vars(self.parser.get_defaults(skip_validation=True)["trainer"])
@@ -236,7 +250,7 @@ def _config_files(flags: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def _check_paper(paper: Any, path: Path) -> None:
     """The ``paper:`` block, if there is one, has the fields of `Paper`, typed."""
-    if paper is None:
+    if not paper:
         return
     fields = Paper.__annotations__
     if not isinstance(paper, dict) or set(paper) != set(fields):

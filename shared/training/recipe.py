@@ -237,9 +237,17 @@ def _line(path: Path, keys: tuple[str, ...]) -> tuple[int, int]:
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     line, depth = 1, 0
     for key in keys:
-        entries = node.value if isinstance(node, yaml.MappingNode) else ()
-        found = next(((name, value) for name, value in entries if name.value == key), None)
-        if found is None:
+        entries = _entries(node)
+        if key not in entries and key in ("class_path", "init_args"):
+            continue  # on top of a part, arguments may stand without them
+        if key not in entries and "init_args" in entries:
+            entries = _entries(entries["init_args"][1])  # options and messages leave them out
+        if key not in entries:
             break
-        line, node, depth = found[0].start_mark.line + 1, found[1], depth + 1
+        line, node, depth = entries[key][0].start_mark.line + 1, entries[key][1], depth + 1
     return depth, line
+
+
+def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """Key and value nodes of a mapping, by the key; empty for what is no mapping."""
+    return {name.value: (name, value) for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}

@@ -40,7 +40,7 @@ class RunFolder:
         run = cls(path)
         if run.path.is_file():
             raise UsageError("this is a file, not a folder for a run", where=run.path, remedy="Choose another --out")
-        if run.recipe.exists() or run.checkpoints.exists():
+        if run.recipe.exists() or run.checkpoints.exists() or run.metrics_path.exists():
             raise UsageError(
                 "this folder already holds a run",
                 where=run.path,

@@ -48,7 +48,7 @@ class Misfit(Exception):
     @property
     def nearest(self) -> str | None:
         """The known name that was perhaps meant."""
-        return next(iter(difflib.get_close_matches(self.word, self.known, n=1)), None)
+        return next(iter(difflib.get_close_matches(self.word, self.known, n=1, cutoff=0.65)), None)
 
     @property
     def remedy(self) -> str | None:

@@ -1,0 +1,150 @@
+"""Throughput, the bar, which checkpoints are kept when, early stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from polyfm.shared.objectives.masked import MaskedTokens
+from polyfm.shared.training import callbacks
+from polyfm.shared.training.callbacks import Bar, Checkpoint, Patience, Throughput
+from polyfm.shared.training.checkpoint import read_checkpoint
+
+
+class Clock:
+    """Time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_throughput_counts_samples_and_waiting_but_not_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "time", clock)
+    meter, none = Throughput(), None
+    meter.on_train_epoch_start(none, none)  # type: ignore[arg-type]
+    for wait, work in ((1.0, 3.0), (1.0, 5.0)):
+        clock.now += wait
+        meter.on_train_batch_start(none, none, none, 0)  # type: ignore[arg-type]
+        clock.now += work
+        meter.on_train_batch_end(none, none, none, range(4), 0)  # type: ignore[arg-type]
+    meter.on_validation_start(none, none)  # type: ignore[arg-type]
+    clock.now += 100
+    meter.on_validation_end(none, none)  # type: ignore[arg-type]
+    assert meter.samples_per_second == pytest.approx(8 / 10)
+    assert meter.waiting == pytest.approx(2 / 10)
+    clock.now += 2
+    meter.on_train_batch_start(none, none, none, 0)  # type: ignore[arg-type]
+    assert meter.waiting == pytest.approx(4 / 12)
+
+
+def test_before_the_first_step_there_is_no_division_by_zero() -> None:
+    assert (Throughput().samples_per_second, Throughput().waiting) == (0.0, 0.0)
+
+
+def test_the_bar_shows_speed_and_waiting(
+    pretrain: Callable[..., Any], toy: Any, trainer: Callable[..., L.Trainer]
+) -> None:
+    throughput = Throughput()
+    bar = Bar(throughput)
+    fitted = trainer([throughput, bar], max_steps=2, enable_progress_bar=True)
+    fitted.fit(pretrain(lambda: {"token": MaskedTokens("text")}), datamodule=toy())
+    shown = bar.get_metrics(fitted, fitted.lightning_module)
+    assert set(shown) == {"train/loss", "samples/s", "waiting"} or {"samples/s", "waiting"} <= set(shown)
+    assert shown["waiting"].endswith("%")
+    assert "v_num" not in shown
+
+
+class Scores(L.LightningModule):
+    """Has the validation losses it is given, one after the other; its weight counts the steps."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores, self.steps = scores, torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return -self.steps
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.log("valid/loss", self.scores.pop(0))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.fixture
+def fit(toy: Any, trainer: Callable[..., L.Trainer], tmp_path: Path) -> Callable[..., dict[str, float]]:
+    """Fits 4 steps a pass; returns the step at which each checkpoint was written, by its weight."""
+
+    def run(scores: list[float], checkpoint: Checkpoint, *more: L.Callback, **settings: Any) -> dict[str, float]:
+        settings = {"max_epochs": len(scores), "enable_checkpointing": True, **settings}
+        data = toy(valid=0) if settings.pop("without_validation", False) else toy()
+        trainer([checkpoint.within(tmp_path), *more], **settings).fit(Scores(list(scores)), datamodule=data)
+        files = sorted((tmp_path / "checkpoints").iterdir())
+        return {path.stem: float(read_checkpoint(path)["state_dict"]["steps"]) for path in files}
+
+    return run
+
+
+def test_last_is_the_last_and_best_the_best(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([3.0, 1.0, 2.0], Checkpoint()) == {"best": 8, "last": 12}
+
+
+def test_best_by_the_largest(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([1.0, 3.0, 2.0, 3.0], Checkpoint(mode="max")) == {"best": 8, "last": 16}
+
+
+def test_a_value_that_is_no_number_is_never_the_best(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([2.0, float("nan"), 1.5, float("nan")], Checkpoint()) == {"best": 12, "last": 16}
+
+
+def test_without_the_watched_value_there_is_only_last(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([1.0, 2.0], Checkpoint(monitor="valid/score")) == {"last": 8}
+
+
+def test_last_is_also_written_every_so_many_steps(
+    fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    save = Checkpoint._save
+
+    def watched(checkpoint: Checkpoint, trainer: L.Trainer) -> None:
+        written.append(trainer.global_step)
+        save(checkpoint, trainer)
+
+    monkeypatch.setattr(Checkpoint, "_save", watched)
+    # Step 4 and 8 end a pass and are written after its validation; 9 also ends the run.
+    assert fit([2.0, 1.0, 3.0], Checkpoint(every_n_steps=3), max_steps=9) == {"best": 8, "last": 9}
+    assert written == [3, 4, 6, 8, 9, 9]
+
+
+def test_validation_within_a_pass_is_judged_by_the_weights_of_its_step(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([3.0, 2.0, 1.0, 2.0], Checkpoint(), max_epochs=2, val_check_interval=2) == {"best": 6, "last": 8}
+
+
+def test_no_half_written_file_is_left(fit: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    fit([1.0], Checkpoint(every_n_steps=1))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_resumed_run_remembers_its_best() -> None:
+    checkpoint, again = Checkpoint(), Checkpoint()
+    checkpoint.best = 0.5
+    again.load_state_dict(checkpoint.state_dict())
+    assert again.best == 0.5
+
+
+@pytest.mark.parametrize(("patience", "passes"), [(2, 4), (0, 6)])
+def test_patience(fit: Callable[..., dict[str, float]], patience: int, passes: int) -> None:
+    """The best of the second pass is not reached in the third and fourth; 0 never stops."""
+    steps = fit([2.0, 1.0, 3.0, 1.5, 0.5, 0.4], Checkpoint(), Patience(patience=patience))
+    assert steps["last"] == 4 * passes

@@ -1,0 +1,139 @@
+"""Checkpoints: what is read, what is refused, what does not fit; the exchange format."""
+
+from __future__ import annotations
+
+import os
+import pickle  # noqa: TID251 - the attack
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from polyfm.shared.errors import DataError
+from polyfm.shared.objectives.masked import MaskedTokens
+from polyfm.shared.training import checkpoint as module
+from polyfm.shared.training.checkpoint import (
+    RecipeInCheckpoint,
+    SafeCheckpointIO,
+    load_weights,
+    read_checkpoint,
+    read_exchange,
+    write_exchange,
+)
+
+
+class Attack:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(tmp_path: Path, legacy: bool) -> None:
+    path, proof = tmp_path / "bad.ckpt", tmp_path / "proof"
+    if legacy:
+        path.write_bytes(pickle.dumps({"state_dict": Attack(proof)}))
+    else:
+        torch.save({"state_dict": Attack(proof)}, path)
+    with pytest.raises(DataError, match="cannot be read safely|can be read safely") as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert not proof.exists()
+    with pytest.raises(DataError):
+        SafeCheckpointIO().load_checkpoint(path, weights_only=False)  # whatever it is told
+    assert not proof.exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="from local files only"):
+        read_checkpoint("https://example.org/model.ckpt")
+    with pytest.raises(DataError, match="there is no such checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    text = tmp_path / "text.ckpt"
+    text.write_text("hello")
+    with pytest.raises(DataError, match="not a checkpoint that can be read safely"):
+        read_checkpoint(text)
+    tensor = tmp_path / "tensor.ckpt"
+    torch.save(torch.zeros(2), tensor)
+    with pytest.raises(DataError, match="does not hold a mapping"):
+        read_checkpoint(tensor)
+
+
+def test_a_checkpoint_above_the_cap_is_refused_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "big.ckpt"
+    torch.save({"state_dict": {}}, path)
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    with pytest.raises(DataError, match="larger than"):
+        read_checkpoint(path)
+
+
+def test_a_run_s_checkpoint_holds_primitives_and_its_recipe(
+    pretrain: Callable[..., Any], toy: Any, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    fitted = trainer([RecipeInCheckpoint("title: mine")], max_steps=1)
+    fitted.fit(pretrain(lambda: {"token": MaskedTokens("text")}), datamodule=toy())
+    fitted.save_checkpoint(tmp_path / "run.ckpt")
+    content = read_checkpoint(tmp_path / "run.ckpt")
+    assert content["recipe"] == "title: mine"
+    assert set(content["ToyData"]) == {"transforms"}
+    assert not [key for key in content if "hyper_parameters" in key]  # parts are never pickled
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def test_weights_that_match_are_loaded_and_the_rest_is_told() -> None:
+    target = model()
+    state = {"0.weight": torch.ones(4, 3), "0.bias": torch.ones(4), "1.weight": torch.ones(2, 4), "extra": torch.ones(1)}
+    line = load_weights(target, state, what="encoder")
+    assert line == "encoder: 3 tensors loaded (92% of the numbers), 1 missing, 1 unexpected, 0 of another shape"
+    assert target[0].weight.eq(1).all()
+    assert not target[1].bias.eq(1).any()
+
+
+def test_too_little_that_matches_is_refused() -> None:
+    state = {"0.weight": torch.ones(4, 3), "1.weight": torch.ones(5, 4)}
+    with pytest.raises(DataError, match="1 tensors loaded .* 2 missing, 0 unexpected, 1 of another shape") as error:
+        load_weights(model(), state, what="encoder")
+    assert "for example 0.bias" in str(error.value)
+    assert load_weights(model(), state, what="encoder", at_least=0.4).startswith("encoder: 1 tensors")
+
+
+def test_the_exchange_format_keeps_what_use_needs(tmp_path: Path, pretrain: Callable[..., Any]) -> None:
+    task = pretrain()
+    content = {
+        "state_dict": task.state_dict(),
+        "optimizer_states": [{"state": {0: torch.zeros(3)}}],
+        "recipe": "title: mine",
+        "ToyData": {"transforms": {"mean": [0.5, float("nan")]}},
+        "epoch": 3,
+    }
+    path = tmp_path / "best.safetensors"
+    write_exchange(content, path, dtype=torch.float16)
+    again = read_checkpoint(path)
+    assert (again["recipe"], again["epoch"], again["partial"]) == ("title: mine", 3, True)
+    assert again["ToyData"]["transforms"]["mean"][0] == 0.5
+    assert "optimizer_states" not in again
+    names = set(again["state_dict"])
+    assert not [name for name in names if name.startswith("teacher.") or "queue" in name or "teacher_" in name]
+    assert names >= {name for name in task.state_dict() if name.startswith("model.")}
+    for name in names:
+        torch.testing.assert_close(again["state_dict"][name], task.state_dict()[name], atol=1e-3, rtol=1e-3)
+    assert path.stat().st_size < 0.5 * sum(v.numel() * v.element_size() for v in task.state_dict().values())
+
+
+def test_a_damaged_exchange_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
+    with pytest.raises(DataError, match="not a checkpoint in the exchange format"):
+        read_exchange(path)

@@ -1,0 +1,170 @@
+"""What may stand where in a recipe, read off signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pytest
+
+from polyfm.shared.training.schema import UNKNOWN, Misfit, Schema, parameters, placed
+
+HERE = __name__
+
+
+class Part:
+    """A base."""
+
+
+class Small(Part):
+    def __init__(self, width: int, depth: int = 1, rate: float = 0.1, on: bool = True, name: str = "") -> None: ...
+
+
+class Nested(Part):
+    def __init__(self, width: int, inner: Callable[[int], Part] = Small, maybe: Callable[[int], Part] | None = None) -> None: ...
+
+
+class Free(Part):
+    def __init__(self, width: int, **anything: Any) -> None: ...
+
+
+@dataclasses.dataclass
+class Setting:
+    until: float = 1.0
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+class Owner:
+    def __init__(
+        self,
+        parts: dict[str, Part],
+        single: Part = Part(),
+        make: Callable[[int], Part] = Small,
+        kind: Literal["auto", "binary"] = "auto",
+        settings: Mapping[str, Setting] = {},
+        either: int | str = 1,
+    ) -> None: ...
+
+
+SCHEMA = Schema({"owner": Owner, "title": str}, [HERE])
+
+
+def misfit(tree: dict[str, Any]) -> Misfit:
+    with pytest.raises(Misfit) as error:
+        SCHEMA.check(tree)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {},
+        {"parts": {"a": "Small", "b": {"class_path": "Small"}, "c": {"class_path": f"{HERE}.Small", "init_args": {"depth": 2}}}},
+        {"single": None, "make": {"class_path": "Nested", "init_args": {"inner": "Small", "maybe": "Nested"}}},
+        {"make": {"class_path": "Small", "init_args": {"rate": "1e-3", "on": False, "name": 3}}},
+        {"make": {"class_path": "Free", "init_args": {"what": "ever"}}},
+        {"kind": "binary", "settings": {"warm": {"until": 0.5, "names": ["a"]}}},
+        {"either": "anything", "single": {"class_path": "Part", "init_args": None}},
+    ],
+)
+def test_what_fits_passes(owner: dict[str, Any]) -> None:
+    SCHEMA.check({"title": "x", "owner": owner})
+
+
+@pytest.mark.parametrize(
+    ("owner", "keys", "message", "remedy"),
+    [
+        ({"part": {}}, "part", "owner: Owner has no 'part'", "Did you mean 'parts'?"),
+        ({"parts": {"a": "Smal"}}, "parts.a", "owner.parts.a: there is no Part named 'Smal'", "Did you mean 'Small'?"),
+        ({"parts": {"a": {"class_path": "Zzz"}}}, "parts.a.class_path", "owner.parts.a: there is no Part named 'Zzz'", "Known: Free, Nested, Part, Small"),
+        ({"make": {"class_path": "Small", "init_args": {"dept": 1}}}, "make.init_args.dept", "owner.make: Small has no 'dept'", "Did you mean 'depth'?"),
+        # The owner gives the width: it is written once.
+        ({"make": {"class_path": "Small", "init_args": {"width": 1}}}, "make.init_args.width", "owner.make: Small has no 'width'", "Known: depth, name, on, rate"),
+        ({"make": {"class_path": "Small", "dept": 1}}, "make.dept", "owner.make: 'dept' stands beside class_path", "Known: class_path, init_args"),
+        ({"make": {"class_path": "Small", "init_args": {"depth": "two"}}}, "make.init_args.depth", "owner.make.depth: expected a whole number, not 'two'", None),
+        ({"make": {"class_path": "Small", "init_args": {"depth": 1.5}}}, "make.init_args.depth", "owner.make.depth: expected a whole number, not 1.5", None),
+        ({"make": {"class_path": "Small", "init_args": {"depth": True}}}, "make.init_args.depth", "owner.make.depth: expected a whole number, not True", None),
+        ({"make": {"class_path": "Small", "init_args": {"rate": "fast"}}}, "make.init_args.rate", "owner.make.rate: expected a number, not 'fast'", None),
+        ({"make": {"class_path": "Small", "init_args": {"on": "yes"}}}, "make.init_args.on", "owner.make.on: expected true or false, not 'yes'", None),
+        ({"make": {"class_path": "Small", "init_args": {"name": [1]}}}, "make.init_args.name", "owner.make.name: expected a text, not [1]", None),
+        ({"make": {"class_path": "Nested", "init_args": {"maybe": "Smal"}}}, "make.init_args.maybe", "owner.make.maybe: there is no Part named 'Smal'", "Did you mean 'Small'?"),
+        ({"make": {"class_path": 3}}, "make.class_path", "owner.make: expected the name of a Part, not 3", None),
+        ({"make": {"class_path": "Small", "init_args": [1]}}, "make.init_args", "owner.make: expected a mapping of names to values, not [1]", None),
+        ({"parts": ["Small"]}, "parts", "owner.parts: expected a mapping of names to values, not ['Small']", None),
+        ({"kind": "binar"}, "kind", "owner.kind: 'binar' is no choice", "Did you mean 'binary'?"),
+        ({"kind": "zzz"}, "kind", "owner.kind: 'zzz' is no choice", "Known: auto, binary"),
+        ({"settings": {"warm": {"untill": 1}}}, "settings.warm.untill", "owner.settings.warm: Setting has no 'untill'", "Did you mean 'until'?"),
+        ({"settings": {"warm": {"names": "a"}}}, "settings.warm.names", "owner.settings.warm.names: expected a list, not 'a'", None),
+    ],
+)  # fmt: skip
+def test_what_fits_nowhere_is_told_where_and_what_would(
+    owner: dict[str, Any], keys: str, message: str, remedy: str | None
+) -> None:
+    found = misfit({"owner": owner})
+    assert ".".join(found.keys) == f"owner.{keys}"
+    assert str(found) == message
+    assert found.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "torch.load",
+        "functools.partial",
+        f"{HERE}.functools.partial",  # through a module that imports it
+        f"{HERE}.partial_of_another",
+        f"{HERE}.a_function",
+        "lightning.pytorch.cli.instantiate_class",
+        "a.module.that.does.not.exist.Part",
+    ],
+)
+def test_only_classes_of_allowed_modules_may_be_named(name: str) -> None:
+    found = misfit({"owner": {"single": {"class_path": name}}})
+    assert str(found) == f"owner.single: {name!r} may not be named in a recipe"
+
+
+partial_of_another = functools.partial
+
+
+def a_function() -> None: ...
+
+
+def test_a_class_of_the_wrong_kind_is_told_the_right_ones() -> None:
+    found = misfit({"owner": {"single": {"class_path": f"{HERE}.Setting"}}})
+    assert found.message == f"'{HERE}.Setting' is no Part"
+    assert found.known == ["Free", "Nested", "Part", "Small"]
+
+
+def test_an_unknown_top_level_name() -> None:
+    assert str(misfit({"ovner": {}})) == "the recipe has no 'ovner'"
+
+
+def test_parameters_leave_out_what_the_owner_gives() -> None:
+    assert list(parameters(Small, 1) or ()) == ["depth", "rate", "on", "name"]
+    assert parameters(Free) is None
+    assert list(parameters(Setting) or ()) == ["until", "names"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "option", "expected"),
+    [
+        ({}, "a.b", {"a": {"b": UNKNOWN}}),
+        ({"a": "Small"}, "a.depth", {"a": {"class_path": "Small", "init_args": {"depth": UNKNOWN}}}),
+        ({"a": {"class_path": "X", "init_args": {"y": 1}}}, "a.z", {"a": {"class_path": "X", "init_args": {"y": 1, "z": UNKNOWN}}}),
+        ({"a": {"class_path": "X"}}, "a.init_args.z", {"a": {"class_path": "X", "init_args": {"z": UNKNOWN}}}),
+        ({"a": {"b": 1}}, "a.c.d", {"a": {"b": 1, "c": {"d": UNKNOWN}}}),
+        ({"a": {"class_path": "X"}}, "a", {"a": UNKNOWN}),
+    ],
+)  # fmt: skip
+def test_an_option_finds_its_place(tree: dict[str, Any], option: str, expected: dict[str, Any]) -> None:
+    assert placed(tree, option) == expected
+
+
+def test_an_option_of_no_part_is_found_elsewhere() -> None:
+    assert SCHEMA.elsewhere("kind", {}) == ["owner", "kind"]
+    assert SCHEMA.elsewhere("model.settins", {}) == ["owner", "settings"]
+    assert SCHEMA.elsewhere("tit", {}) == ["title"]
+    assert SCHEMA.elsewhere("zzz", {}) is None
