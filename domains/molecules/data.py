@@ -24,8 +24,8 @@ from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_va
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
-from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
+from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.errors import DataError, RecipeError
 
 MODALITIES = ("smiles", "properties", "graph")
@@ -149,7 +149,9 @@ class MoleculeDataModule(DataModule):
         lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
         cut = int((lengths > self.max_tokens).sum())
         if cut:
-            self.remarks.append(f"{cut} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)")
+            self.remarks.append(
+                f"{cut} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)"
+            )
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
         return shortened
 

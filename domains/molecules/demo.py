@@ -113,8 +113,8 @@ def assemble(pretrained: Any, finetuned: Any, longer: dict[str, Any]) -> list[Pa
     beside = Panel(
         title="Live model beside the longer-trained one",
         body=table(["test part", "live", "longer trained"], rows),
-        note=f"The same recipe at the same size; the longer-trained checkpoint comes with polyfm ({provenance()}). Chance of "
-        f"R@10: {pretrained.metrics['retrieval/chance_r@10']:.1%}.",
+        note=f"The same recipe at the same size; the longer-trained checkpoint comes with polyfm ({provenance()}). "
+        f"Chance of R@10: {pretrained.metrics['retrieval/chance_r@10']:.1%}.",
         wide=True,
     )
     tuned = {panel.title: panel for panel in finetuned.panels}
@@ -157,13 +157,18 @@ def sentences(pretrained: Any, finetuned: Any) -> list[str]:
     metrics, tuned = pretrained.metrics, finetuned.metrics
     recall = metrics["retrieval/smiles-properties/r@10"], metrics["retrieval/properties-smiles/r@10"]
     errors = {"the fine-tuned model": tuned["test/rmse"]}
-    errors |= {key.split("/")[1]: value for key, value in tuned.items() if key.startswith("baseline/") and key.endswith("/rmse")}
+    errors |= {
+        key.split("/")[1]: value
+        for key, value in tuned.items()
+        if key.startswith("baseline/") and key.endswith("/rmse")
+    }
     ranked = sorted(errors, key=lambda name: errors[name])
     order = "; ".join(f"{name} {errors[name]:.3f}" for name in ranked)
     pool = len(pretrained.data.part("test"))
+    chance = metrics["retrieval/chance_r@10"]
     return [
-        f"Pre-training: of {pool} test molecules the right one is among the ten best for {recall[0]:.1%} (SMILES to properties) "
-        f"and {recall[1]:.1%} (properties to SMILES) of queries; chance is {metrics['retrieval/chance_r@10']:.1%}.",
+        f"Pre-training: the right one of {pool} test molecules is among the ten best for {recall[0]:.1%} of queries "
+        f"from SMILES to properties and for {recall[1]:.1%} from properties to SMILES; chance is {chance:.1%}.",
         f"Fine-tuning: lowest test error of the activities: {ranked[0]}. RMSE in the file's unit: {order}.",
         f"The longer-trained checkpoint that comes along: {provenance()}.",
     ]

@@ -103,13 +103,14 @@ def retrieval_panel(found: dict[str, Retrieval], smiles: list[str], shown: int =
         body += f"<h3>{name}</h3>"
         for query in rng.choice(len(smiles), min(shown, len(smiles)), replace=False):
             answers = "".join(
-                card(smiles[i], f"rank {rank + 1}", "right" if i == query else "wrong") for rank, i in enumerate(result.top[query])
+                card(smiles[i], f"rank {rank + 1}", "right" if i == query else "wrong")
+                for rank, i in enumerate(result.top[query])
             )
             asked = card(smiles[query], f"query; right answer at rank {result.ranks[query]:.0f}")
             body += f'<div class="pair">{asked}<span class="arrow">→</span><div class="cards">{answers}</div></div>'
     note = (
-        "Each test molecule is looked up by its other modality among all test molecules. Properties have no picture: the "
-        "molecule that has them is drawn. Queries are drawn at random; the right answer has a green frame."
+        "Each test molecule is looked up by its other modality among all test molecules. Properties have no picture: "
+        "the molecule that has them is drawn. Queries are drawn at random; the right answer has a green frame."
     )
     return Panel(title="Retrieval", body=body, note=note, wide=True)
 

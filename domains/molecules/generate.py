@@ -39,12 +39,20 @@ def objective_of(task: Any, kind: type, what: str) -> Any:
     for objective in getattr(task, "objectives", {}).values():
         if isinstance(objective, kind):
             return objective
-    raise UsageError(f"this run cannot {what}: it was trained without {kind.__name__}", remedy="Use a run of molecules/spmm")
+    raise UsageError(
+        f"this run cannot {what}: it was trained without {kind.__name__}", remedy="Use a run of molecules/spmm"
+    )
 
 
 @torch.inference_mode()
 def write_smiles(
-    task: Any, data: MoleculeDataModule, properties: np.ndarray, *, beams: int = 2, max_length: int = 100, chunk: int = 64
+    task: Any,
+    data: MoleculeDataModule,
+    properties: np.ndarray,
+    *,
+    beams: int = 2,
+    max_length: int = 100,
+    chunk: int = 64,
 ) -> list[list[str]]:
     """SMILES for given properties.
 

@@ -26,7 +26,9 @@ def generate(words: Sequence[str]) -> None:
     Args:
         words: After the tool's name.
     """
-    parser = Arguments("tool molecules generate", "Write SMILES that have wanted properties; what is not named is free.")
+    parser = Arguments(
+        "tool molecules generate", "Write SMILES that have wanted properties; what is not named is free."
+    )
     parser.add_argument("run", help="folder of a molecules/spmm run")
     parser.add_argument("--properties", default="", help="NAME=VALUE,… in the descriptors' own units")
     parser.add_argument("--like", default="", metavar="FILE", help="take all 53 properties of these molecules instead")

@@ -1,4 +1,4 @@
-"""SMILES to token ids, descriptors to z-scores. What is learnt from data is learnt on the training part and kept as primitives."""
+"""SMILES to token ids, descriptors to z-scores. Fitted on the training part, kept as primitives."""
 
 from __future__ import annotations
 

@@ -64,5 +64,6 @@ def choose_size(size: str) -> str:
     if torch.cuda.is_available():
         return "paper"
     raise UsageError(
-        "without a GPU the size must be chosen", remedy="Add --size small (minutes on a CPU), or --size paper if you mean it"
+        "without a GPU the size must be chosen",
+        remedy="Add --size small (minutes on a CPU), or --size paper if you mean it",
     )

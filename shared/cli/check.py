@@ -82,7 +82,9 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
     lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")
     lines.append(f"  memory: about {(per_step + activations) / 2**20:.0f} MiB for the model and one step")
-    lines.append(f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)")
+    lines.append(
+        f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)"
+    )
     return [*lines, f"Next: polyfm fit {recipe.name} {shlex.join(flags)} --size {size} --out DIR"]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyfm.shared.cli.arguments import Arguments, choose_size
-from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
 from polyfm.shared.errors import UsageError
+from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
 
 if TYPE_CHECKING:
     from polyfm.shared.evaluation.finish import Finished
@@ -46,7 +46,9 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--size", default="", help="small or paper; must be chosen on a CPU")
     parser.add_argument("--out", default="", help="the run's folder; runs/NAME by default")
     parser.add_argument("--init_from", default="", metavar="RUN", help="start from the encoders of another run")
-    parser.add_argument("--ensemble", type=int, default=1, metavar="N", help="train N seeds; predictions get a mean and sd")
+    parser.add_argument(
+        "--ensemble", type=int, default=1, metavar="N", help="train N seeds; predictions get a mean and sd"
+    )
     parser.add_argument("--resume", default="", metavar="RUN", help="continue a run that stopped")
     parser.add_argument("--help-all", action="store_true", help="every option there is")
     ours, flags = parser.parse_some(words)
@@ -169,7 +171,9 @@ def take_over(cli: Any, source: Any) -> None:
         cli.datamodule.load_state_dict(state)
     for name, encoder in cli.model.model.encoders.items():
         prefix = f"model.encoders.{name}."
-        weights = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+        weights = {
+            key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)
+        }
         if weights:
             print(load_weights(encoder, weights, what=f"{name} from {source.path}"))
 
@@ -218,7 +222,9 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     print(f"\nReport:  {folder.report}")
     if cli.tree["task"] == "pretrain":
         print(f"Next:    polyfm embed {folder.path} NEW_FILE --out vectors.parquet")
-        print(f"         polyfm fit {cli.recipe.domain}/property --init_from {folder.path} --data.path LABELLED.csv ...")
+        print(
+            f"         polyfm fit {cli.recipe.domain}/property --init_from {folder.path} --data.path LABELLED.csv ..."
+        )
     else:
         print(f"Next:    polyfm predict {folder.path} NEW_FILE --out predictions.csv")
     return finished

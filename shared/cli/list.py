@@ -26,7 +26,9 @@ def run(words: Sequence[str]) -> None:
     for name in recipe_names():
         recipe = find_recipe(name)
         recipes.add_row(name, recipe.tree["task"], ", ".join(recipe.sizes), recipe.tree.get("title", ""))
-    cards = Table("data set", "domain", "rows", "licence", "what it is", title="Data sets", title_justify="left", box=None)
+    cards = Table(
+        "data set", "domain", "rows", "licence", "what it is", title="Data sets", title_justify="left", box=None
+    )
     for card in data_cards():
         rows = "" if card["rows"] is None else f"{card['rows']:,}"
         cards.add_row(card["name"], card["domain"], rows, card["licence"], card["title"])

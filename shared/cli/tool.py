@@ -16,7 +16,9 @@ def run(words: Sequence[str]) -> None:
         words: After ``tool``.
     """
     if not words or words[0] not in domains():
-        raise UsageError("which domain's tools?", remedy=f"polyfm tool DOMAIN NAME INPUT, with DOMAIN of: {', '.join(domains())}")
+        raise UsageError(
+            "which domain's tools?", remedy=f"polyfm tool DOMAIN NAME INPUT, with DOMAIN of: {', '.join(domains())}"
+        )
     try:
         tools = importlib.import_module(f"polyfm.domains.{words[0]}.tools").TOOLS
     except ModuleNotFoundError as error:

@@ -30,7 +30,8 @@ class Carrier:
 
     def map(self, function: Any) -> Self:
         """Apply a function to every tensor, at any depth."""
-        return pytree.tree_map_only(Tensor, function, self)
+        mapped: Self = pytree.tree_map_only(Tensor, function, self)
+        return mapped
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Move every tensor to a device."""

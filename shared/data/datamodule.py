@@ -241,7 +241,8 @@ class DataModule(L.LightningDataModule):
         loader = self.loader("train", shuffle=True)
         if self.trainer is not None:
             # Lightning gives a loader its saved position within a pass, but not the number of passes done.
-            loader.batch_sampler.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.batch_sampler.epoch = progress.processed
         return loader
 
     def val_dataloader(self) -> Any:

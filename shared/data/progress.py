@@ -34,9 +34,10 @@ class Progress:
         if self._bar is None and time.monotonic() - self._start < PATIENCE:
             return
         if self._bar is None:
+            from rich.console import Console
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(transient=True)
+            self._bar = Bar(transient=True, console=Console(stderr=True))  # results go to stdout
             self._bar.start()
             self._task = self._bar.add_task(self.what, total=total)
         self._bar.update(self._task, completed=done)

@@ -14,7 +14,7 @@ from polyfm.shared.errors import DataError
 class Key(NamedTuple):
     """What a data set is asked for."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     """Of the sample."""
     epoch: int
     """Which pass: random transforms are drawn from (seed, epoch, sample), never from a global state."""

@@ -67,7 +67,9 @@ class LoadedModel:
         """
         name = modality or self.modalities[0]
         if name not in self.modalities:
-            raise UsageError(f"this model has no modality {name!r}", remedy=f"Choose one of: {', '.join(self.modalities)}")
+            raise UsageError(
+                f"this model has no modality {name!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
+            )
         encoder: Any = self.task.model.encoders[name]  # type: ignore[index, union-attr]
         if projected and encoder.projection is None:
             raise UsageError(f"the {name} encoder of this model has no projection")
@@ -100,7 +102,9 @@ class LoadedModel:
             ids += out["ids"]
             parts.append(out["predictions"].cpu().numpy())
         names = getattr(target, "classes", None) or target.names
-        return Predictions(ids=ids, names=list(names), values=np.concatenate(parts) if parts else np.zeros((0, len(names))))
+        return Predictions(
+            ids=ids, names=list(names), values=np.concatenate(parts) if parts else np.zeros((0, len(names)))
+        )
 
 
 def load(run: str | Path) -> LoadedModel:

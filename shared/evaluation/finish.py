@@ -97,7 +97,10 @@ def collect(task: Any, data: Any, part: str) -> np.ndarray:
     """
     task.eval()
     return np.concatenate(
-        [task.predict_step(batch.to(task.device))["predictions"].cpu().numpy() for batch in data.loader(part, shuffle=False)]
+        [
+            task.predict_step(batch.to(task.device))["predictions"].cpu().numpy()
+            for batch in data.loader(part, shuffle=False)
+        ]
     )
 
 

@@ -61,7 +61,11 @@ class NoPositions(Positions):
 
 
 class ComposedPositions(Positions):
-    """Several schemes at once, e.g. absolute + rotary (CoMP)."""
+    """Several schemes at once, e.g. absolute + rotary (CoMP).
+
+    Args:
+        parts: By any name; each adds, rotates or scores in turn.
+    """
 
     def __init__(self, parts: dict[str, Positions]) -> None:
         super().__init__()

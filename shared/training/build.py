@@ -87,7 +87,7 @@ class RecipeParser(LightningCLI):
     def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = (), *, member: int = 0) -> None:
         self.recipe, self.member = recipe, member
         size = next((size for size in recipe.sizes if recipe.sized(size) == tree), "paper")
-        self._files = [(base_of(tree), ()), (recipe.path, ())]
+        self._files: list[tuple[Path, tuple[str, ...]]] = [(base_of(tree), ()), (recipe.path, ())]
         if size != "paper":
             self._files.append((recipe.path, ("sizes", size)))
         overlays, self._flags = _config_files(flags)

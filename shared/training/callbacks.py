@@ -123,7 +123,12 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         """Save every so many steps; the last of a pass is saved after its validation."""
         step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at and not trainer.is_last_batch:
+        if (
+            self.every_n_steps
+            and step % self.every_n_steps == 0
+            and step != self._saved_at
+            and not trainer.is_last_batch
+        ):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -131,7 +136,9 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and (self.best is None or (value < self.best if self.mode == "min" else value > self.best)):
+        if value is not None and (
+            self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        ):
             self.best, self._improved = float(value), True
         if not trainer.is_last_batch:
             self._save(trainer)
@@ -171,7 +178,5 @@ class Patience(callbacks.EarlyStopping):
         mode: Whether low (min) or high (max) is good.
     """
 
-    def __init__(
-        self, patience: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min"
-    ) -> None:
+    def __init__(self, patience: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min") -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience or 10**9, strict=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.block import Block
@@ -163,7 +163,8 @@ def move_average(average: nn.Module, module: nn.Module, momentum: float) -> None
         module: Followed.
         momentum: m.
     """
-    ours, theirs = list(average.parameters()), list(module.parameters())
+    ours: list[Tensor] = list(average.parameters())
+    theirs: list[Tensor] = list(module.parameters())
     torch._foreach_lerp_(ours, theirs, 1.0 - momentum)
     for buffer, other in zip(average.buffers(), module.buffers(), strict=True):
         buffer.copy_(other)

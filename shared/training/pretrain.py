@@ -87,7 +87,7 @@ class PretrainTask(L.LightningModule):
             stage: train, valid or test.
         """
         outputs = {name: objective(views, batch) for name, objective in self.objectives.items()}
-        total = self.gradients({name: output.loss for name, output in outputs.items()}, self.stage_weights)
+        total: Tensor = self.gradients({name: output.loss for name, output in outputs.items()}, self.stage_weights)
         logs = {f"{stage}/{name}/loss": output.loss.detach() for name, output in outputs.items()}
         for name, output in outputs.items():
             logs |= {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}

@@ -126,7 +126,7 @@ class StageSwitch(L.Callback):
         for optimizer, config in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
             for i, group in enumerate(optimizer.param_groups):
                 # All parameters of a group have the same rates in every stage: `AdamW.groups` splits them so.
-                config.scheduler.base_lrs[i] = group["base_lr"] * stage.rate(group["example"])  # type: ignore[union-attr]
+                config.scheduler.base_lrs[i] = group["base_lr"] * stage.rate(group["example"])
                 group["lr"] = config.scheduler.base_lrs[i] * config.scheduler.lr_lambdas[i](trainer.global_step)  # type: ignore[union-attr]
         if hasattr(module, "stage_weights"):
             module.stage_weights = stage.objectives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def _fused(view: View, features: dict[View, Features], model: nn.Module) -> Feat
         keep = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
         keep[rows_q] = True
         selected = selected[keep[owner]]
-    encoder = model.encoders[view.modality]  # type: ignore[index]
+    encoder: Any = model.encoders[view.modality]  # type: ignore[index]
     return Features(
         tokens=fused,
         pooled=encoder.pooling(fused),

@@ -1,7 +1,7 @@
 """`molecules/property` on every MoleculeNet file, baselines beside it; rows go to benchmarks/results/moleculenet.csv.
 
-Fixed before running: small size, from scratch, scaffold split, seed 0, training time by file below. A file whose rows are
-there with this budget is not run again: delete its rows to repeat it. Every row is kept, whoever wins.
+Fixed before running: small size, from scratch, scaffold split, seed 0, training time by file below. A file whose rows
+are there with this budget is not run again: delete its rows to repeat it. Every row is kept, whoever wins.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def known(file: str, seconds: int) -> bool:
 def record(file: str, seconds: int, metric: str, metrics: dict[str, float]) -> None:
     rows = [row for row in read() if row["file"] != file]
     found = {"polyfm, scratch": metrics[f"test/{metric}"]}
-    found |= {key.split("/")[1]: value for key, value in metrics.items() if key.startswith("baseline/") and key.count("/") == 2
-              and key.endswith(f"/{metric}")}  # fmt: skip
+    for key, value in metrics.items():
+        kind, *rest = key.split("/")
+        if kind == "baseline" and rest[1:] == [metric]:
+            found[rest[0]] = value
     for method, value in found.items():
         rows.append(
             dict(zip(FIELDS, [file, SEED, seconds, method, metric, f"{value:.4f}", metrics["test/rows"]], strict=True))  # type: ignore[arg-type]

@@ -118,7 +118,9 @@ def make_encoders(dropout: float = 0.0, projection: int = 6, depth: int = 1, see
     torch.manual_seed(seed)
     trunk = partial(Transformer, depth=depth, block=partial(PostNorm, heads=2, hidden=24, dropout=dropout))
     return {
-        "text": Encoder(WIDTH, partial(TextTokens, vocabulary=VOCABULARY, dropout=dropout), trunk, projection=projection),
+        "text": Encoder(
+            WIDTH, partial(TextTokens, vocabulary=VOCABULARY, dropout=dropout), trunk, projection=projection
+        ),
         "table": Encoder(WIDTH, partial(ValueTokens, columns=COLUMNS, dropout=dropout), trunk, projection=projection),
     }
 

@@ -64,7 +64,7 @@ def unique_ids(picture: str) -> str:
     Args:
         picture: SVG text.
     """
-    global _drawn  # noqa: PLW0603 - a running number is all that is needed
+    global _drawn
     _drawn += 1
     prefix = f"p{_drawn}-"
     picture = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', picture)

@@ -26,7 +26,9 @@ def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
     frame = pd.read_csv(path)
     columns = [str(name) for name in frame.columns]
     losses = [name for name in columns if name.startswith("train/") and name.endswith("loss")]
-    watched = [name for name in columns if name.startswith("valid/") and (name.endswith("loss") or name == "valid/score")]
+    watched = [
+        name for name in columns if name.startswith("valid/") and (name.endswith("loss") or name == "valid/score")
+    ]
     drawn, axes = figure(10.5, 3.3, columns=2)
     for ax, names, label in ((axes[0], losses, "training"), (axes[1], watched, "validation")):
         for i, name in enumerate(names):
@@ -61,16 +63,24 @@ def baseline_panel(metrics: dict[str, Any], target: Target) -> Panel:
         if key.startswith("baseline/"):
             _, name, metric = key.split("/", 2)
             rows.setdefault(name, {})[metric] = value
-    columns = [name for name in rows["this model"] if "/" not in name and not name.endswith(("_low", "_high")) and name != "rows"]
+    columns = [
+        name
+        for name in rows["this model"]
+        if "/" not in name and not name.endswith(("_low", "_high")) and name != "rows"
+    ]
     sign = 1 if target.higher_is_better else -1
     ranked = sorted(rows, key=lambda name: -sign * rows[name].get(target.primary, -sign * np.inf))
-    classes = [f"{'best' if i == 0 else ''} {'ours' if name == 'this model' else ''}".strip() for i, name in enumerate(ranked)]
+    classes = [
+        f"{'best' if i == 0 else ''} {'ours' if name == 'this model' else ''}".strip() for i, name in enumerate(ranked)
+    ]
     cells = [[name, *(float(rows[name].get(column, np.nan)) for column in columns)] for name in ranked]
     low, high = metrics.get(f"test/{target.primary}_low"), metrics.get(f"test/{target.primary}_high")
     note = f"{metrics.get('test/rows', 0):,} test rows, the same for all; sorted by {target.primary}, best first."
     if low is not None and high is not None:
         note += f" This model's {target.primary}: 95 % bootstrap interval {low:.3g} to {high:.3g}."
-    return Panel(title="Test metrics beside baselines", body=table(["", *columns], cells, classes), note=note, wide=True)
+    return Panel(
+        title="Test metrics beside baselines", body=table(["", *columns], cells, classes), note=note, wide=True
+    )
 
 
 def target_panels(target: Target, predictions: np.ndarray, values: np.ndarray) -> list[Panel]:
@@ -106,7 +116,9 @@ def measured_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Pa
     ax.scatter(y, p, s=16, alpha=0.6, color=COLOURS[0], linewidths=0, rasterized=len(p) > 2000)
     ax.set_xlabel(f"measured {name}", fontsize=9)
     ax.set_ylabel(f"predicted {name}", fontsize=9)
-    return Panel(title="Predicted against measured", body=svg(drawn), note="Test part. On the dashed line the two agree.")
+    return Panel(
+        title="Predicted against measured", body=svg(drawn), note="Test part. On the dashed line the two agree."
+    )
 
 
 def reliability_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Panel:
@@ -201,13 +213,20 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
         names, counts = np.unique(labels, return_counts=True)
         common = names[np.argsort(-counts, kind="stable")][:8]
         rest = ~np.isin(labels, common)
-        ax.scatter(*flat[rest].T, s=7, color="#d0d7de", linewidths=0, rasterized=True, label="others" if rest.any() else None)
+        ax.scatter(
+            *flat[rest].T, s=7, color="#d0d7de", linewidths=0, rasterized=True, label="others" if rest.any() else None
+        )
         for i, label in enumerate(common):
             ax.scatter(
                 *flat[labels == label].T, s=9, color=COLOURS[i], linewidths=0, rasterized=True, label=str(label)[:28]
             )
         ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
-    return Panel(title=title, body=svg(drawn), note="t-SNE on 50 principal components: near is alike, far means little.", wide=True)
+    return Panel(
+        title=title,
+        body=svg(drawn),
+        note="t-SNE on 50 principal components: near is alike, far means little.",
+        wide=True,
+    )
 
 
 def data_panel(data: Any) -> Panel:

@@ -117,7 +117,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(monkeypatch: pytest.Monke
     assert done == [(10, 20), (20, 20)]
 
 
-def _stop_at(rows: int):  # noqa: ANN202
+def _stop_at(rows: int):
     def progress(done: int, total: int) -> None:
         if done >= rows:
             raise KeyboardInterrupt

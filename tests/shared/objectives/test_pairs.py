@@ -24,13 +24,13 @@ def test_positives_are_the_mean_of_the_rows_group(rows: list[int], others: list[
     torch.testing.assert_close(mean, same @ candidates / same.sum(1, keepdim=True).clamp(min=1))
 
 
-def test_every_pair_with_projections_is_the_default(bench) -> None:  # noqa: ANN001
+def test_every_pair_with_projections_is_the_default(bench) -> None:
     objective = bench(SigLIP()).objective
     assert objective.pairs == {"properties-smiles": ("properties", "smiles")}
     assert objective.needs() == {View("properties"), View("smiles")}
 
 
-def test_corruptions_and_teacher_are_asked_for(bench) -> None:  # noqa: ANN001
+def test_corruptions_and_teacher_are_asked_for(bench) -> None:
     hide = MaskValues(rate=0.5)
     objective = bench(InfoNCE(corrupt={"properties": hide}, queue=4)).objective
     assert objective.needs() == {
@@ -48,12 +48,12 @@ def test_corruptions_and_teacher_are_asked_for(bench) -> None:  # noqa: ANN001
         ({}, {"propertys": MaskValues()}, "'propertys' is not among properties, smiles"),
     ],
 )
-def test_unknown_modalities_are_named(bench, pairs, corrupt, message) -> None:  # noqa: ANN001
+def test_unknown_modalities_are_named(bench, pairs, corrupt, message) -> None:
     with pytest.raises(RecipeError, match=message):
         bench(InfoNCE(pairs=pairs, corrupt=corrupt))
 
 
-def test_several_pairs_are_summed_and_logged_by_name(bench, make) -> None:  # noqa: ANN001
+def test_several_pairs_are_summed_and_logged_by_name(bench, make) -> None:
     batch = make([True] * 4, [True] * 4)
     one = bench(InfoNCE(pairs={"x": ("properties", "smiles")}))
     two = bench(InfoNCE(pairs={"x": ("properties", "smiles"), "y": ("smiles", "properties")}))

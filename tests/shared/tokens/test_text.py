@@ -58,8 +58,15 @@ def test_an_encoder_of_known_length_exports() -> None:
     class Program(torch.nn.Module):
         def __init__(self, mask: MaskSpec) -> None:
             super().__init__()
-            trunk = lambda width: Transformer(width, 2, lambda w: PostNorm(w, heads=2))  # noqa: E731
-            self.encoder, self.mask = Encoder(8, lambda width: TextTokens(width, 20), trunk, projection=4), mask
+            self.encoder, self.mask = (
+                Encoder(
+                    8,
+                    lambda width: TextTokens(width, 20),
+                    lambda width: Transformer(width, 2, lambda w: PostNorm(w, heads=2)),
+                    projection=4,
+                ),
+                mask,
+            )
 
         def forward(self, batch: TokenIds) -> tuple[Tokens, torch.Tensor]:
             features = self.encoder(batch, self.mask)

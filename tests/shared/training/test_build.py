@@ -70,7 +70,9 @@ class TestBuilding:
         assert build(size="small").model.model.encoders["smiles"].width == 8
 
     def test_layers_have_weights_of_their_own(self, build: Build) -> None:
-        blocks = build("--model.encoders.smiles.backbone.init_args.depth=2").model.model.encoders["smiles"].backbone.blocks
+        blocks = (
+            build("--model.encoders.smiles.backbone.init_args.depth=2").model.model.encoders["smiles"].backbone.blocks
+        )
         assert len(blocks) == 2
         assert not torch.equal(blocks[0].feed_forward.inner.weight, blocks[1].feed_forward.inner.weight)
 
@@ -89,7 +91,9 @@ class TestBuilding:
     def test_config_files_are_laid_on_top_of_one_another(self, build: Build, tmp_path: Path) -> None:
         """Key by key, without repeating classes; the last file wins, and flags win over all."""
         first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-        first.write_text("model: {encoders: {smiles: {backbone: {init_args: {depth: 3}}}}, optimizer: {lr: 0.2, floor: 0.5}}\n")
+        first.write_text(
+            "model: {encoders: {smiles: {backbone: {init_args: {depth: 3}}}}, optimizer: {lr: 0.2, floor: 0.5}}\n"
+        )
         second.write_text("model: {optimizer: {lr: 0.3}}\ntrainer: {max_epochs: 7}\n")
         cli = build(f"--config={first}", "--config", str(second), "--trainer.max_epochs=9")
         assert len(cli.model.model.encoders["smiles"].backbone.blocks) == 3
@@ -111,7 +115,9 @@ class TestBuilding:
         file = tmp_path / "tiny.yaml"
         file.write_text(TEXT)
         recipe = find_recipe(str(file))
-        members = [RecipeParser(recipe, recipe.sized("small"), ["--data.path=x.csv"], member=member) for member in (0, 1)]
+        members = [
+            RecipeParser(recipe, recipe.sized("small"), ["--data.path=x.csv"], member=member) for member in (0, 1)
+        ]
         assert [cli.datamodule.split_seed for cli in members] == [0, 0]
         assert [cli.datamodule.seed for cli in members] == [0, 1000]
         weights = [cli.model.model.encoders["smiles"].embedder.table.weight for cli in members]
@@ -121,8 +127,15 @@ class TestBuilding:
         cli = build("--model.optimizer.lr=0.5", "--data.targets=[y]", size="small")
         tree = cli.resolved()
         assert tree["domain"] == "molecules"
-        assert tree["trainer"] == {"max_epochs": 2, "gradient_clip_val": 1.0, "log_every_n_steps": 10, "num_sanity_val_steps": 0}
-        assert tree["model"]["encoders"]["smiles"]["init_args"]["backbone"]["class_path"] == "Transformer"  # no module path
+        assert tree["trainer"] == {
+            "max_epochs": 2,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 10,
+            "num_sanity_val_steps": 0,
+        }
+        assert (
+            tree["model"]["encoders"]["smiles"]["init_args"]["backbone"]["class_path"] == "Transformer"
+        )  # no module path
         assert "polyfm." not in yaml.safe_dump(tree)
         file = tmp_path / "run" / "recipe.yaml"
         file.parent.mkdir()
@@ -285,7 +298,9 @@ def test_an_unknown_domain(build: Build) -> None:
 
 def test_what_may_be_named_is_listed_and_never_all_of_lightning() -> None:
     allowed = register("molecules")
-    assert all(name.startswith(("polyfm.shared.", "polyfm.domains.molecules.")) or name in LIBRARIES for name in allowed)
+    assert all(
+        name.startswith(("polyfm.shared.", "polyfm.domains.molecules.")) or name in LIBRARIES for name in allowed
+    )
     assert "lightning.pytorch" not in allowed
     assert not [name for name in allowed if "lightning.pytorch.cli".startswith(name)]
     assert not [name for name in allowed if name.split(".")[-1] in ("checkpoint", "build", "recipe", "run_folder")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle  # noqa: TID251 - the attack
+import pickle  # noqa: TID251 - makes the attack
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,12 @@ def model() -> nn.Module:
 
 def test_weights_that_match_are_loaded_and_the_rest_is_told() -> None:
     target = model()
-    state = {"0.weight": torch.ones(4, 3), "0.bias": torch.ones(4), "1.weight": torch.ones(2, 4), "extra": torch.ones(1)}
+    state = {
+        "0.weight": torch.ones(4, 3),
+        "0.bias": torch.ones(4),
+        "1.weight": torch.ones(2, 4),
+        "extra": torch.ones(1),
+    }
     line = load_weights(target, state, what="encoder")
     assert line == "encoder: 3 tensors loaded (92% of the numbers), 1 missing, 1 unexpected, 0 of another shape"
     assert target[0].weight.eq(1).all()

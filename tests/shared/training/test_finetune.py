@@ -61,7 +61,9 @@ def test_rates_fall_with_depth_and_the_head_has_the_full_one(encoders: Encoders,
     task = FinetuneTask(encoders(depth=2), optimizer=AdamW(lr=1.0, layer_decay=0.5))
     trainer(max_steps=1).fit(task, datamodule=toy(targets=["sum"]))
     names = {id(parameter): name for name, parameter in task.named_parameters()}
-    rates = {names[id(p)]: group["base_lr"] for group in task.trainer.optimizers[0].param_groups for p in group["params"]}
+    rates = {
+        names[id(p)]: group["base_lr"] for group in task.trainer.optimizers[0].param_groups for p in group["params"]
+    }
     assert rates["head.1.weight"] == 1.0
     assert {rate for name, rate in rates.items() if ".blocks.1." in name} == {0.5}
     assert {rate for name, rate in rates.items() if ".blocks.0." in name} == {0.25}
@@ -69,7 +71,9 @@ def test_rates_fall_with_depth_and_the_head_has_the_full_one(encoders: Encoders,
     assert not [name for name in rates if "projection" in name]
 
 
-def test_a_stage_may_train_what_was_frozen_but_never_the_projection(encoders: Encoders, toy: Any, trainer: Trainer) -> None:
+def test_a_stage_may_train_what_was_frozen_but_never_the_projection(
+    encoders: Encoders, toy: Any, trainer: Trainer
+) -> None:
     stages = {"head": Stage(until=1, train=["head.*"]), "all": Stage()}
     task = FinetuneTask(encoders(), train_blocks=0, stages=stages)
     trainer(max_epochs=2).fit(task, datamodule=toy(targets=["sum"]))
@@ -137,7 +141,9 @@ def test_a_missing_modality_is_zeros_beside_the_other(encoders: Encoders, toy: A
     vectors = task.embed(data.collate([0, 1, 2]))
     assert vectors.shape == (3, 2 * WIDTH)
     assert vectors[1, :WIDTH].count_nonzero() == vectors[2, WIDTH:].count_nonzero() == 0
-    assert (vectors[0] != 0).any() and (vectors[1, WIDTH:] != 0).any() and (vectors[2, :WIDTH] != 0).any()
+    assert (vectors[0] != 0).any()
+    assert (vectors[1, WIDTH:] != 0).any()
+    assert (vectors[2, :WIDTH] != 0).any()
 
 
 def test_a_batch_without_one_modality_trains_with_exact_zeros(encoders: Encoders, toy: Any, trainer: Trainer) -> None:

@@ -51,7 +51,8 @@ def test_each_objective_of_spmm_counts(pretrain: Pretrain, toy: Any, name: str) 
     torch.testing.assert_close(loss_of(whole, batch) - loss_of(without, batch), own)
     table = "model.encoders.table.embedder.value.weight"
     with_term, other = gradients(whole, batch)[table], gradients(without, batch)[table]
-    assert with_term is not None and other is not None
+    assert with_term is not None
+    assert other is not None
     assert not torch.allclose(with_term, other)
 
 
@@ -93,9 +94,11 @@ def test_losses_of_one_modality_go_on_without_the_other(pretrain: Pretrain, toy:
     grads = gradients(task, batch_of(toy, table=range(6)))
     for name, grad in grads.items():
         if name.startswith(("model.encoders.table.", "objectives.value.")) and "projection" not in name:
-            assert grad is not None and grad.count_nonzero() == 0, name
+            assert grad is not None, name
+            assert grad.count_nonzero() == 0, name
     text = grads["model.encoders.text.embedder.table.weight"]
-    assert text is not None and text.count_nonzero() > 0
+    assert text is not None
+    assert text.count_nonzero() > 0
 
 
 def test_an_objective_that_needs_no_teacher_keeps_none(pretrain: Pretrain) -> None:

@@ -63,7 +63,13 @@ def run(
     """Trains SPMM in small, with dropout, teacher, queue and stages; returns what was watched and the end's state."""
 
     def start(
-        name: str, stop: tuple[str, int, int] | None = None, *, accumulate: int = 1, workers: int = 0, valid: int = 4, **more: Any
+        name: str,
+        stop: tuple[str, int, int] | None = None,
+        *,
+        accumulate: int = 1,
+        workers: int = 0,
+        valid: int = 4,
+        **more: Any,
     ) -> tuple[Watch, dict[str, Any]]:
         torch.manual_seed(99)  # nothing may depend on it
         stages = {

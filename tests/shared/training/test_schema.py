@@ -23,7 +23,9 @@ class Small(Part):
 
 
 class Nested(Part):
-    def __init__(self, width: int, inner: Callable[[int], Part] = Small, maybe: Callable[[int], Part] | None = None) -> None: ...
+    def __init__(
+        self, width: int, inner: Callable[[int], Part] = Small, maybe: Callable[[int], Part] | None = None
+    ) -> None: ...
 
 
 class Free(Part):
@@ -61,7 +63,13 @@ def misfit(tree: dict[str, Any]) -> Misfit:
     "owner",
     [
         {},
-        {"parts": {"a": "Small", "b": {"class_path": "Small"}, "c": {"class_path": f"{HERE}.Small", "init_args": {"depth": 2}}}},
+        {
+            "parts": {
+                "a": "Small",
+                "b": {"class_path": "Small"},
+                "c": {"class_path": f"{HERE}.Small", "init_args": {"depth": 2}},
+            }
+        },
         {"single": None, "make": {"class_path": "Nested", "init_args": {"inner": "Small", "maybe": "Nested"}}},
         {"make": {"class_path": "Small", "init_args": {"rate": "1e-3", "on": False, "name": 3}}},
         {"make": {"class_path": "Free", "init_args": {"what": "ever"}}},

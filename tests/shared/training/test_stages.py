@@ -66,7 +66,9 @@ class Watch(L.Callback):
 
 
 @pytest.fixture
-def watched(toy: Any, pretrain: Callable[..., Any], trainer: Callable[..., L.Trainer]) -> Callable[..., list[dict[str, Any]]]:
+def watched(
+    toy: Any, pretrain: Callable[..., Any], trainer: Callable[..., L.Trainer]
+) -> Callable[..., list[dict[str, Any]]]:
     def run(stages: dict[str, Stage], epochs: int = 2, **settings: Any) -> list[dict[str, Any]]:
         watch = Watch()
         task = pretrain(stages=stages, optimizer=AdamW(lr=1e-2, warmup=0))
@@ -131,7 +133,9 @@ def test_globs_that_match_nothing_are_refused(
     toy: Any, pretrain: Callable[..., Any], trainer: Callable[..., L.Trainer]
 ) -> None:
     task = pretrain(stages={"warm": Stage(freeze=["model.encoders.txt.*"])})
-    with pytest.raises(RecipeError, match=r"model.stages.warm: 'model.encoders.txt.\*' matches no parameter. Names look"):
+    with pytest.raises(
+        RecipeError, match=r"model.stages.warm: 'model.encoders.txt.\*' matches no parameter. Names look"
+    ):
         trainer(max_epochs=1).fit(task, datamodule=toy())
 
 

@@ -208,7 +208,9 @@ class TestMultiClass:
         settings: dict[str, Any] = {"task": "multiclass", "num_classes": 3}
         assert found["accuracy"] == pytest.approx(float(tm.accuracy(p, y, average="micro", **settings)))
         assert found["macro_f1"] == pytest.approx(float(tm.f1_score(p, y, average="macro", **settings)), abs=1e-6)
-        assert found["balanced_accuracy"] == pytest.approx(float(tm.recall(p, y, average="macro", **settings)), abs=1e-6)
+        assert found["balanced_accuracy"] == pytest.approx(
+            float(tm.recall(p, y, average="macro", **settings)), abs=1e-6
+        )
 
     def test_without_labels_there_are_no_metrics(self) -> None:
         assert MultiClass.fit(["a"], column(0, 1)).metrics(np.eye(2), column(NAN, NAN)) == {}

@@ -1,0 +1,101 @@
+"""`RunFolder`: what a run leaves behind, and folders that are refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from polyfm.shared.errors import UsageError
+from polyfm.shared.training.run_folder import RunFolder, next_free
+
+
+def test_a_fresh_folder_is_made(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a" / "b")
+    assert run.path.is_dir()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert RunFolder.create(tmp_path).path == tmp_path  # other files do not matter
+
+
+@pytest.mark.parametrize("left", ["recipe.yaml", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).mkdir() if left == "checkpoints" else (tmp_path / left).write_text("x")
+    with pytest.raises(UsageError, match="already holds a run. Continue it with `polyfm fit --resume") as error:
+        RunFolder.create(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="this is a file, not a folder for a run. Choose another --out"):
+        RunFolder.create(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["", "none"])
+def test_what_is_no_run_cannot_be_opened(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"not the folder of a run \(it has no recipe.yaml\)"):
+        RunFolder.open(tmp_path / name)
+
+
+def test_best_is_the_best_else_the_last_and_last_the_last(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    run.checkpoints.mkdir()
+    with pytest.raises(UsageError, match="this run has no checkpoint yet. Continue it: polyfm fit --resume"):
+        _ = run.best
+    (run.checkpoints / "last.ckpt").touch()
+    assert run.best.name == run.last.name == "last.ckpt"
+    (run.checkpoints / "best.ckpt").touch()
+    assert (run.best.name, run.last.name) == ("best.ckpt", "last.ckpt")
+
+
+def test_an_exchange_file_alone_is_the_best(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "best.safetensors").touch()
+    assert run.best.name == "best.safetensors"
+
+
+def test_recipe_and_metrics(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    assert run.metrics() == {}
+    run.write_recipe({"title": "ünïcode", "model": {"x": 1}})
+    assert yaml.safe_load(run.recipe.read_text()) == {"title": "ünïcode", "model": {"x": 1}}
+    run.write_metrics({"test/rmse": 1.0})
+    run.write_metrics({"baseline/forest/rmse": 0.5})
+    assert run.metrics() == {"test/rmse": 1.0, "baseline/forest/rmse": 0.5}
+    assert RunFolder.open(tmp_path).metrics() == run.metrics()
+
+
+def test_data_environment_and_command(tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/polyfm", "fit", "molecules/spmm"])
+    source = tmp_path / "source.csv"
+    source.write_text("a,b\n")
+    data = toy()
+    data.source_files = lambda: [source]
+    data.setup()
+    run = RunFolder.create(tmp_path / "run")
+    run.write_data(data)
+    with open(run.path / "splits.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "group", "split"]
+    assert len(rows) == 25
+    assert (run.path / "quarantine.csv").read_text().startswith("source,row,kind,detail,item")
+    content = json.loads((run.path / "environment.json").read_text())
+    assert content["command"] == ["polyfm", "fit", "molecules/spmm"]
+    assert {"polyfm", "torch", "lightning", "numpy"} <= set(content["versions"])
+    (found,) = content["data"]["sources"]
+    assert (found["name"], found["num_bytes"]) == ("source.csv", 4)
+    assert len(found["sha256"]) == 64
+    assert content["data"]["num_read"] == 24
+
+
+def test_the_next_free_folder(tmp_path: Path) -> None:
+    assert next_free(tmp_path, "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert next_free(tmp_path, "run") == tmp_path / "run-3"
