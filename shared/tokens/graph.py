@@ -31,7 +31,7 @@ class CategoricalSum(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """(n, D) vectors of (n, F) values."""
-        if fields.shape[1] != len(self.tables):
+        if len(self.tables) and fields.shape[1] != len(self.tables):
             raise RecipeError(
                 f"the graphs have {fields.shape[1]} features of a kind, the model expects {len(self.tables)}",
                 remedy="Name the same feature set for the data, the embedder and the backbone",

@@ -83,7 +83,7 @@ def test_the_smiles_column_of_a_table_is_found_or_named(tmp_path: Path) -> None:
 
 def test_a_table_without_a_likely_column_lists_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"'a', 'b'.*option smiles"):
+    with pytest.raises(DataError, match=r"'a', 'b'.*--data.smiles COLUMN"):
         open_structures(tmp_path / "m.csv")
 
 

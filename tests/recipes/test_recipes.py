@@ -1,0 +1,123 @@
+"""Every recipe, because it exists: parsed, built at both sizes, and trained for two steps at the small one."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+from polyfm.shared.backbones.encoder import num_parameters, on_meta
+from polyfm.shared.training.build import RecipeParser
+from polyfm.shared.training.recipe import RECIPES, Recipe, find_recipe, read_yaml, recipe_names
+from polyfm.shared.training.seeding import StepSeed
+
+# Trained parameters at paper size, by the arithmetic of the paper. A BERT layer of width D and inner width F holds
+# 4 (D² + D) of attention, 2 D F + F + D of feed-forward and 4 D of two norms; a cross-attention adds 4 (D² + D) + 2 D.
+D, F = 768, 3072
+ATTENTION, FEED_FORWARD, NORM = 4 * (D * D + D), 2 * D * F + F + D, 2 * D
+LAYER = ATTENTION + FEED_FORWARD + 2 * NORM
+CROSS_LAYER = LAYER + ATTENTION + NORM
+SMILES = (300 + 512) * D + NORM + 6 * LAYER  # 300 tokens, 512 positions
+PROPERTIES = 2 * D + 2 * D + (53 + 1) * D + NORM + 6 * LAYER  # Linear(1, D); unknown and [CLS]; columns
+PROJECTION = D * 256 + 256
+GIN_LAYER = 18 * 300 + (300 * 600 + 600) + (600 * 300 + 300) + 2 * 300  # bond categories, MLP, norm
+
+PARAMETERS = {
+    # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
+    # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
+    "molecules/spmm": SMILES + PROPERTIES + 2 * PROJECTION + 6 * CROSS_LAYER
+    + 1 + (2 * D * 2 + 2) + (D * D + D + NORM + 300) + (D * D + D + NORM + D + 1),
+    # SPMM's lower 6 layers of SMILES; the head is made when the labels are known. No paper of its own.
+    "molecules/property": SMILES,
+    # GIN of Hu et al. in the size of MolFM and MoMu: 171 atom categories, 5 layers of 300.
+    "molecules/graph_property": 171 * 300 + 5 * GIN_LAYER,
+}  # fmt: skip
+
+# What a recipe's data need beside a path, by domain and task.
+FLAGS = {("molecules", "finetune"): ["--data.targets=[activity]"], ("molecules", "pretrain"): []}
+
+
+@pytest.fixture(scope="module", params=recipe_names())
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return find_recipe(request.param)
+
+
+@pytest.fixture(scope="module")
+def flags(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
+    path = synthetic.write_synthetic(tmp_path_factory.mktemp(recipe.domain), n=60)
+    return [f"--data.path={path}", "--data.batch_size=8", *FLAGS[recipe.domain, recipe.tree["task"]]]
+
+
+def test_every_recipe_has_its_count() -> None:
+    assert set(PARAMETERS) == set(recipe_names())
+
+
+def test_paper_size_is_built_without_memory_and_has_the_paper_s_parameters(recipe: Recipe) -> None:
+    task = on_meta(lambda: RecipeParser(recipe, recipe.sized("paper"), ["--data.path=none"]).model)
+    assert {parameter.device.type for parameter in task.parameters()} == {"meta"}
+    trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    assert trained == PARAMETERS[recipe.name]
+
+
+def test_small_size_is_small(recipe: Recipe) -> None:
+    task = RecipeParser(recipe, recipe.sized("small"), ["--data.path=none"]).model
+    assert num_parameters(task) < 5e6
+
+
+class Gradients(L.Callback):
+    """Keeps the losses, and which trained parameters got no gradient."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.unused: set[str] = set()
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
+        self.unused |= {name for name, parameter in named if parameter.grad is None}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def train(cli: RecipeParser, folder: Path, *callbacks: L.Callback) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = cli.make_trainer(folder, [StepSeed(0), *callbacks], enable_checkpointing=False, **quiet)
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+
+
+def test_small_size_trains_two_steps_and_leaves_no_parameter_unused(
+    recipe: Recipe, flags: list[str], tmp_path: Path
+) -> None:
+    watch = Gradients()
+    cli = RecipeParser(recipe, recipe.sized("small"), [*flags, "--trainer.max_steps=2"])
+    before = {name: parameter.detach().clone() for name, parameter in cli.model.named_parameters()}
+    train(cli, tmp_path, watch)
+    assert len(watch.losses) == 2
+    assert all(torch.tensor(watch.losses).isfinite())
+    assert watch.unused == set()
+    assert [name for name, p in cli.model.named_parameters() if name in before and not torch.equal(p, before[name])]
+
+
+def test_a_run_can_be_repeated_from_its_resolved_recipe(recipe: Recipe, flags: list[str], tmp_path: Path) -> None:
+    first = RecipeParser(recipe, recipe.sized("small"), [*flags, "--trainer.max_steps=2"])
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(first.resolved()))
+    again = RecipeParser(Recipe("run", file, read_yaml(file)), read_yaml(file))
+    losses = []
+    for cli in (first, again):
+        watch = Gradients()
+        train(cli, tmp_path, watch)
+        losses.append(watch.losses)
+    assert losses[0] == losses[1]
+
+
+def test_the_folder_holds_nothing_but_recipes() -> None:
+    names = {path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*") if path.is_file()}
+    expected = {f"{name}.yaml" for name in recipe_names()} | {"ledger.csv", "_base/finetune.yaml", "_base/pretrain.yaml"}
+    assert names == expected
