@@ -43,6 +43,7 @@ def pack_ids(sequences: Sequence[np.ndarray | None]) -> TokenIds:
         rows=torch.tensor([row for row, _ in present], dtype=torch.int64),
         ids=torch.from_numpy(ids.astype(np.int64)),
         cu_seqlens=torch.from_numpy(lengths.cumsum().astype(np.int32)),
+        longest=int(lengths.max()),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyfm.shared.errors import UsageError
 from polyfm.shared.evaluation.intervals import bootstrap
 from polyfm.shared.evaluation.report.page import Panel, Report
 from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel, data_panel, recipe_panel, target_panels
@@ -76,8 +77,10 @@ def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list
     values = data.target_values(rows)
     predictions = collect(task, data, "test")
     metrics: dict[str, Any] = {f"test/{name}": value for name, value in target.metrics(predictions, values).items()}
-    low, high = bootstrap(target.metrics, predictions, values, target.primary)
-    metrics |= {f"test/{target.primary}_low": low, f"test/{target.primary}_high": high, "test/rows": len(rows)}
+    interval = bootstrap(target.metrics, predictions, values, target.primary)
+    if interval is not None:
+        metrics |= {f"test/{target.primary}_{end}": value for end, value in zip(("low", "high"), interval, strict=True)}
+    metrics["test/rows"] = len(rows)
     for name, method in data.baselines(target).items():
         print(f"  baseline {name} on the same split …", flush=True)
         found = target.metrics(method(), values)
@@ -113,6 +116,8 @@ def measure(task: Any, data: Any, part: str) -> dict[str, float]:
         data: Set up.
         part: valid or test.
     """
+    if not len(data.part(part)):
+        raise UsageError(f"the data of this run have no {part} part", where=data.path)
     task.eval()
     if isinstance(task, FinetuneTask):
         target: Any = task.target

@@ -15,7 +15,7 @@ def bootstrap(
     *,
     resamples: int = 500,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """95 % interval of a metric over resampled items; resamples where it is undefined are left out.
 
     Args:
@@ -25,6 +25,9 @@ def bootstrap(
         name: Of the metric.
         resamples: Drawn.
         seed: Of the draws.
+
+    Returns:
+        Low and high end; None if the metric is undefined in every resample.
     """
     rng = np.random.default_rng(seed)
     found = []
@@ -34,6 +37,6 @@ def bootstrap(
         if value is not None:
             found.append(value)
     if not found:
-        return float("nan"), float("nan")
+        return None
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Literal
 
 import lightning as L
@@ -64,7 +65,10 @@ class FinetuneTask(L.LightningModule):
         if self.target is None:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             train = data.part("train")
-            self.set_target(fit_target(self.kind, data.target_names(), data.target_values(train), data.class_names()))
+            target = fit_target(self.kind, data.target_names(), data.target_values(train), data.class_names())
+            with torch.random.fork_rng(devices=[]):  # the head is the seed's, whatever was drawn while reading
+                torch.manual_seed(zlib.crc32(f"head/{data.seed}".encode()))
+                self.set_target(target)
 
     def set_target(self, target: Target) -> None:
         """Take a target and make its head.

@@ -58,10 +58,13 @@ class RunFolder:
         """
         run = cls(path)
         if not run.recipe.is_file():
+            member = run.path / "member_0"
             raise UsageError(
                 "this is not the folder of a run (it has no recipe.yaml)",
                 where=path,
-                remedy="Give the folder that `polyfm fit ... --out` wrote",
+                remedy=f"It is an ensemble: give one of its members, such as {member}"
+                if member.is_dir()
+                else "Give the folder that `polyfm fit ... --out` wrote",
             )
         return run
 

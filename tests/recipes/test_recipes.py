@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import yaml
 
 from polyfm.shared.backbones.encoder import num_parameters, on_meta
 from polyfm.shared.training.build import RecipeParser
 from polyfm.shared.training.recipe import RECIPES, Recipe, find_recipe, read_yaml, recipe_names
+from polyfm.shared.training.run_folder import RunFolder
 from polyfm.shared.training.seeding import StepSeed
 
 # Trained parameters at paper size, by the arithmetic of the paper. A BERT layer of width D and inner width F holds
@@ -106,9 +106,10 @@ def test_small_size_trains_two_steps_and_leaves_no_parameter_unused(
 
 def test_a_run_can_be_repeated_from_its_resolved_recipe(recipe: Recipe, flags: list[str], tmp_path: Path) -> None:
     first = RecipeParser(recipe, recipe.sized("small"), [*flags, "--trainer.max_steps=2"])
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(first.resolved()))
-    again = RecipeParser(Recipe("run", file, read_yaml(file)), read_yaml(file))
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_recipe(first.resolved())
+    tree = read_yaml(folder.recipe)
+    again = RecipeParser(Recipe("run", folder.recipe, tree), tree)
     losses = []
     for cli in (first, again):
         watch = Gradients()

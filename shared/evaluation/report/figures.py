@@ -67,9 +67,18 @@ def unique_ids(picture: str) -> str:
     global _drawn
     _drawn += 1
     prefix = f"p{_drawn}-"
-    picture = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', picture)
-    picture = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', picture)
+    picture = re.sub(r"""\bid=(["'])""", rf"id=\1{prefix}", picture)
+    picture = re.sub(r"""href=(["'])#""", rf"href=\1#{prefix}", picture)
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", picture)
+
+
+def plain(name: Any) -> str:
+    """A name from data for a figure's text: matplotlib takes what stands between dollar signs for a formula.
+
+    Args:
+        name: Anything printable.
+    """
+    return str(name).replace("$", r"\$")
 
 
 def text(value: Any) -> str:

@@ -51,8 +51,8 @@ class Report:
         Args:
             path: Of the file.
         """
-        page = self.html()
-        if len(page) > MAX_BYTES:
-            raise ValueError(f"report of {len(page) / 2**20:.1f} MiB is above {MAX_BYTES >> 20} MiB: draw fewer items")
+        content = self.html().encode()
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"report of {len(content) / 2**20:.1f} MiB is above {MAX_BYTES >> 20} MiB: draw fewer items")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_bytes(content)

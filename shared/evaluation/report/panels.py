@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyfm.shared.evaluation.report.figures import COLOURS, figure, svg, table, text
+from polyfm.shared.evaluation.report.figures import COLOURS, figure, plain, svg, table, text
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.retrieval import Retrieval
 from polyfm.shared.training.targets import Binary, MultiClass, Regression, Target
@@ -91,6 +91,8 @@ def target_panels(target: Target, predictions: np.ndarray, values: np.ndarray) -
         predictions: (n, outputs), decoded.
         values: (n, tasks).
     """
+    if np.isnan(values[:, 0]).all():
+        return []
     if isinstance(target, Regression):
         return [measured_panel(target.names[0], predictions[:, 0], values[:, 0])]
     if isinstance(target, Binary):
@@ -114,8 +116,8 @@ def measured_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Pa
     low, high = min(p.min(), y.min()), max(p.max(), y.max())
     ax.plot([low, high], [low, high], color="#57606a", linewidth=1, linestyle="--")
     ax.scatter(y, p, s=16, alpha=0.6, color=COLOURS[0], linewidths=0, rasterized=len(p) > 2000)
-    ax.set_xlabel(f"measured {name}", fontsize=9)
-    ax.set_ylabel(f"predicted {name}", fontsize=9)
+    ax.set_xlabel(f"measured {plain(name)}", fontsize=9)
+    ax.set_ylabel(f"predicted {plain(name)}", fontsize=9)
     return Panel(
         title="Predicted against measured", body=svg(drawn), note="Test part. On the dashed line the two agree."
     )
@@ -138,7 +140,7 @@ def reliability_panel(name: str, predictions: np.ndarray, values: np.ndarray) ->
     drawn, ax = figure(5.2, 4.6)
     ax.plot([0, 1], [0, 1], color="#57606a", linewidth=1, linestyle="--")
     ax.plot(said, seen, marker="o", color=COLOURS[0])
-    ax.set_xlabel(f"predicted probability of {name}", fontsize=9)
+    ax.set_xlabel(f"predicted probability of {plain(name)}", fontsize=9)
     ax.set_ylabel("observed frequency", fontsize=9)
     return Panel(title="Reliability", body=svg(drawn), note="Test part, ten groups of equal size.")
 
@@ -149,9 +151,9 @@ def confusion_panel(classes: list[str], predictions: np.ndarray, values: np.ndar
     Args:
         classes: Names.
         predictions: (n, classes) probabilities.
-        values: (n,) class indices, NaN where missing.
+        values: (n,) class indices, NaN where missing; those without a name are left out.
     """
-    given = ~np.isnan(values)
+    given = values < len(classes)
     y, said = values[given].astype(int), predictions[given].argmax(-1)
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (y, said), 1)
@@ -159,8 +161,9 @@ def confusion_panel(classes: list[str], predictions: np.ndarray, values: np.ndar
     drawn, ax = figure(5.4, 4.8)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ax.grid(visible=False)
-    ax.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
-    ax.set_yticks(range(len(classes)), classes, fontsize=8)
+    names = [plain(name) for name in classes]
+    ax.set_xticks(range(len(classes)), names, rotation=60, ha="right", fontsize=8)
+    ax.set_yticks(range(len(classes)), names, fontsize=8)
     ax.set_xlabel("predicted", fontsize=9)
     ax.set_ylabel("true", fontsize=9)
     return Panel(title="Confusion", body=svg(drawn), note="Test part; each row sums to one.")
@@ -218,7 +221,7 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
         )
         for i, label in enumerate(common):
             ax.scatter(
-                *flat[labels == label].T, s=9, color=COLOURS[i], linewidths=0, rasterized=True, label=str(label)[:28]
+                *flat[labels == label].T, s=9, color=COLOURS[i], linewidths=0, rasterized=True, label=plain(str(label)[:28])
             )
         ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
     return Panel(
