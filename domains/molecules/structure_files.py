@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from polyfm.shared.data.tabular import Table, open_table, open_text, suffix
+from polyfm.shared.data.tabular import Table, check_file, open_table, open_text, suffix
 from polyfm.shared.errors import DataError
 
 SMILES_COLUMNS = (
@@ -65,6 +65,7 @@ def open_structures(path: str | Path, smiles: str | None = None) -> StructureFil
         DataError: The file cannot be read as what its name says, or has no such column.
     """
     path = Path(path)
+    check_file(path)
     kind = suffix(path)
     if kind in TABLES:
         return _table(open_table(path), smiles)

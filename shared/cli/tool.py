@@ -15,9 +15,13 @@ def run(words: Sequence[str]) -> None:
     Args:
         words: After ``tool``.
     """
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: polyfm tool DOMAIN NAME INPUT\n\n`polyfm tool DOMAIN` lists the tools of: {', '.join(domains())}")
+        return
     if not words or words[0] not in domains():
         raise UsageError(
-            "which domain's tools?", remedy=f"polyfm tool DOMAIN NAME INPUT, with DOMAIN of: {', '.join(domains())}"
+            f"there is no domain {words[0]!r}" if words else "the domain is missing",
+            remedy=f"polyfm tool DOMAIN NAME INPUT, with DOMAIN of: {', '.join(domains())}",
         )
     try:
         tools = importlib.import_module(f"polyfm.domains.{words[0]}.tools").TOOLS

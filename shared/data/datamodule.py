@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,15 +253,15 @@ class DataModule(L.LightningDataModule):
         """In the file's order; nothing if there is no test part."""
         return self.loader("test", shuffle=False) if len(self.part("test")) else []
 
-    def batches_from(self, items: Any) -> list[Batch]:
-        """Batches of a user's own items, in their order.
+    def batches_from(self, items: Any) -> Iterator[Batch]:
+        """Batches of a user's own items, in their order, made one at a time.
 
         Args:
             items: What `samples_from` takes.
         """
         samples = self.samples_from(items)
         size = self.batch_size
-        return [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+        return (self.collate(samples[i : i + size]) for i in range(0, len(samples), size))
 
     def summary(self) -> list[str]:
         """Lines that say what was read, announced, dropped and split."""

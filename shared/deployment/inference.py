@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.training.checkpoint import read_checkpoint
@@ -45,13 +47,13 @@ class LoadedModel:
         """Modalities that can be embedded."""
         return list(self.task.model.encoders)  # type: ignore[union-attr, arg-type]
 
-    def batches(self, items: Any) -> list[Any]:
-        """Items as batches on the model's device.
+    def batches(self, items: Any) -> Iterator[Batch]:
+        """Items as batches on the model's device, made one at a time.
 
         Args:
             items: A path, or the domain's own items (SMILES strings …).
         """
-        return [batch.to(self.task.device) for batch in self.data.batches_from(items)]
+        return (batch.to(self.task.device) for batch in self.data.batches_from(items))
 
     @torch.inference_mode()
     def embed(self, items: Any, modality: str = "", *, projected: bool = False) -> np.ndarray:

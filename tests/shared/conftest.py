@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -174,3 +177,74 @@ def objectives() -> Callable[..., dict[str, Objective]]:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
     return partial(make_trainer, tmp_path)
+
+
+# Runs of the molecule recipes in tiny, made once: what comes after training is tested on them.
+
+TINY_SPMM = """\
+data: {batch_size: 16}
+model:
+  encoders:
+    smiles: &tiny {width: 32, backbone: {depth: 1, block: {heads: 2}}, projection: 16}
+    properties: *tiny
+  fusion: {width: 32, backbone: {depth: 1, block: {heads: 2}}}
+  objectives: {contrast: {queue: 32}}
+trainer: {max_epochs: 2, enable_progress_bar: false, enable_model_summary: false}
+"""
+TINY_PROPERTY = """\
+data: {batch_size: 16}
+model: {hidden: 8}
+trainer: {max_epochs: 2, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Folders of finished runs, and what they were made of."""
+
+    data: Path
+    """CSV of 80 invented molecules."""
+    tiny_spmm: Path
+    """What makes the small SPMM recipe tiny."""
+    tiny_property: Path
+    """The same for the property recipe."""
+    spmm: Path
+    """Pre-trained."""
+    property: Path
+    """Fine-tuned from it on a number."""
+    said: dict[str, str]
+    """What each printed."""
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    from polyfm.domains.molecules import baselines
+    from polyfm.domains.molecules.synthetic import write_synthetic
+    from polyfm.shared.cli.main import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    found = Runs(
+        data=write_synthetic(folder, n=80),
+        tiny_spmm=folder / "tiny_spmm.yaml",
+        tiny_property=folder / "tiny_property.yaml",
+        spmm=folder / "spmm",
+        property=folder / "property",
+        said={},
+    )
+    found.tiny_spmm.write_text(TINY_SPMM)
+    found.tiny_property.write_text(TINY_PROPERTY)
+    common = ["--size", "small", "--data.path", str(found.data)]
+    words = {
+        found.spmm: ["molecules/spmm", "--config", str(found.tiny_spmm)],
+        found.property: [
+            *("molecules/property", "--config", str(found.tiny_property), "--init_from", str(found.spmm)),
+            "--data.targets=[activity]",
+        ],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "TREES", 20)
+        for out, these in words.items():
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                assert main(["fit", *these, *common, "--out", str(out)]) == 0
+            found.said[out.name] = said.getvalue()
+    return found

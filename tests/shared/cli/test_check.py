@@ -1,0 +1,84 @@
+"""`polyfm check`: eight samples, one step, an estimate; at paper size nothing is allocated."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from polyfm.shared.cli.check import one_step
+
+Polyfm = Callable[..., Any]
+
+
+def test_small_size_shows_shapes_labels_a_step_time_and_memory(polyfm: Polyfm, runs: Any) -> None:
+    start = time.monotonic()
+    shown = polyfm("check", "molecules/property", "--size", "small", "--data.path", runs.data, "--data.targets=[activity,active]")
+    assert time.monotonic() - start < 10
+    assert shown.code == 0, shown.err
+    assert "smiles: 8 of 8 samples have it; rows (8,), ids (" in shown.out
+    assert re.search(r"label activity: [\d.]+ to [\d.]+, mean [\d.]+, sd [\d.]+; 0 missing", shown.out)
+    assert re.search(r"label active: \d+ positive, \d+ negative; 0 missing", shown.out)
+    assert re.search(r"one step of 32 samples: loss [\d.]+, [\d.]+ s on \d+ threads", shown.out)
+    assert re.search(r"parameters: 0\.\d\d million", shown.out)
+    assert re.search(r"memory: about \d+ MiB", shown.out)
+    assert re.search(r"time: about [\d.]+ min an epoch", shown.out)
+    assert "Next: polyfm fit molecules/property" in shown.out
+
+
+def test_a_pre_training_recipe(polyfm: Polyfm, runs: Any) -> None:
+    words = ("--config", runs.tiny_spmm, "--data.path", runs.data)
+    shown = polyfm("check", "molecules/spmm", "--size", "small", *words)
+    assert shown.code == 0, shown.err
+    assert "properties: 8 of 8 samples have it; rows (8,), values (8, 53), known (8, 53)" in shown.out
+
+
+def test_paper_size_is_estimated_without_memory(polyfm: Polyfm, runs: Any) -> None:
+    shown = polyfm("check", "molecules/spmm", "--size", "paper", "--data.path", runs.data)
+    assert shown.code == 0, shown.err
+    assert "144.0 million (built on the meta device, nothing was allocated)" in shown.out
+    assert re.search(r"memory: 2\.\d GiB for weights and optimiser", shown.out)
+    assert re.search(r"work: about [\d.]+ TFLOP a step of 64 samples", shown.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--data.path", "none.csv"], 3, "none.csv: there is no such file"),
+        (["--data.path", "DATA", "--data.smiles", "smile"], 3, "'smile'"),
+        (["--data.path", "DATA", "--data.targets=[activty]"], 3, "'activity'"),
+        (["--data.path", "DATA", "--model.kinds=auto"], 2, "Did you mean --model.kind?"),
+        (["--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets [COLUMN]"),
+    ],
+)
+def test_wrong_inputs(polyfm: Polyfm, runs: Any, words: list[str], code: int, message: str) -> None:
+    words = [str(runs.data) if word == "DATA" else word for word in words]
+    shown = polyfm("check", "molecules/property", "--size", "small", *words)
+    assert shown.code == code, shown.err
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_the_step_counts_activations_and_leaves_no_gradient() -> None:
+    class Task(torch.nn.Module):
+        """y = a x² of one number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.tensor([2.0]))
+            self.target = SimpleNamespace(loss=lambda outputs, values: outputs.sum())
+
+        def forward(self, batch: Any) -> torch.Tensor:
+            return self.a * batch.x * batch.x
+
+    task = Task()
+    seconds, loss, kept = one_step(task, SimpleNamespace(x=torch.ones(1000), targets={"labels": torch.zeros(1000)}))
+    assert loss == 2000
+    assert seconds > 0
+    assert kept >= 4 * 1000
+    assert task.a.grad is None
