@@ -77,6 +77,10 @@ def baselines(
         for column in range(values.shape[1]):
             y = values[train, column]
             given = ~np.isnan(y)
+            if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
+                # One class, or no label at all, in the training part: its share is all there is to say.
+                columns.append(np.full(len(test), y[given].mean() if given.any() else 0.5))
+                continue
             model = make().fit(x_train[given], y[given])
             if isinstance(target, MultiClass):
                 whole = np.zeros((len(test), target.outputs))
@@ -108,4 +112,4 @@ def _linear(target: Target) -> Any:
     if isinstance(target, Regression):
         return RidgeCV(alphas=np.logspace(-1, 3, 9))
     # liblinear skips the zeros: of a fingerprint's bits two in a hundred are set.
-    return LogisticRegression(C=0.1, class_weight="balanced", solver="liblinear")
+    return LogisticRegression(C=0.1, solver="liblinear")

@@ -82,6 +82,8 @@ class MoleculeDataModule(DataModule):
                 where="data.modalities",
                 remedy=f"Choose from: {', '.join(MODALITIES)}",
             )
+        if len(set(self.targets)) < len(self.targets):
+            raise RecipeError(f"a label column is named twice: {', '.join(self.targets)}", where="data.targets")
         self.modalities, self.fields = list(modalities), fields
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
         self.largest_fragment, self.isomeric = largest_fragment, isomeric
@@ -110,7 +112,7 @@ class MoleculeDataModule(DataModule):
         if by_column:
             names = column_split(table.split or [])
         elif self.split == "random":
-            names = random_split(table.ids, self.fractions, seed=self.split_seed)
+            names = random_split(table.smiles, self.fractions, seed=self.split_seed)
         else:
             names = group_split(groups, self.fractions)
         return Splits(table.ids, groups, names)
@@ -199,6 +201,9 @@ class MoleculeDataModule(DataModule):
         elif items and isinstance(items[0], MoleculeSample):
             return list(items)
         else:
+            wrong = next((i for i, item in enumerate(items) if not isinstance(item, str)), None)
+            if wrong is not None:
+                raise DataError(f"{items[wrong]!r} is no SMILES string", where=f"item {wrong}")
             results = Canonicaliser(self.isomeric, self.largest_fragment)(list(items))
             smiles, rows = [], list(range(1, len(results) + 1))
             for i, result in enumerate(results):

@@ -11,7 +11,12 @@ from polyfm.domains.molecules.descriptors import descriptor_table
 
 
 def generation_metrics(
-    generated: Sequence[str], wanted: np.ndarray, known: Collection[str], scale: np.ndarray
+    generated: Sequence[str],
+    wanted: np.ndarray,
+    known: Collection[str],
+    scale: np.ndarray,
+    *,
+    isomeric: bool = False,
 ) -> dict[str, float]:
     """Validity, uniqueness, novelty and normalised error of molecules written for given properties.
 
@@ -20,13 +25,14 @@ def generation_metrics(
         wanted: (n, 53) the properties asked for, own units, NaN where none was.
         known: Canonical SMILES of the training part.
         scale: (53,) standard deviation of each property in training.
+        isomeric: Whether the SMILES of ``known`` hold stereochemistry.
 
     Returns:
         ``validity`` (share that RDKit accepts), ``uniqueness`` (of the valid), ``novelty`` (of the unique, not in
         training), ``nrmse`` (root mean square over valid molecules and asked properties of the error in units of
         ``scale``, the properties recomputed on the output; absent if nothing is valid).
     """
-    results = Canonicaliser()(list(generated))
+    results = Canonicaliser(isomeric)(list(generated))
     valid = [(row, result.smiles) for row, result in enumerate(results) if isinstance(result, Canonical)]
     unique = {smiles for _, smiles in valid}
     metrics = {

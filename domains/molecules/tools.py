@@ -14,7 +14,7 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
-from polyfm.domains.molecules.read import read_molecules
+from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.shared.cli.arguments import Arguments
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
@@ -37,10 +37,12 @@ def generate(words: Sequence[str]) -> None:
     ours = parser.parse(words)
     if bool(ours.properties) == bool(ours.like):
         parser.error("give either --properties or --like")
+    if ours.beams < 1:
+        parser.error("--beams must be at least 1")
     model = load(ours.run)
     data = _molecules(model)
     if ours.like:
-        asked = read_molecules(ours.like)
+        asked = _read(ours.like, data)
         names, wanted = asked.ids, descriptor_table(asked.smiles)
     else:
         names, wanted = ["wanted"], parse_properties(ours.properties)[None]
@@ -53,7 +55,7 @@ def generate(words: Sequence[str]) -> None:
                 _compare(text, wish)
     pd.DataFrame(rows).to_csv(_parent(ours.out), index=False)
     best = [row["smiles"] for row in rows if row["beam"] == 1]
-    measured = generation_metrics(best, wanted, (), data.standardiser.scale)
+    measured = generation_metrics(best, wanted, (), data.standardiser.scale, isomeric=data.isomeric)
     print(f"{len(rows)} SMILES: {ours.out}; validity {measured['validity']:.0%} of the likeliest")
 
 
@@ -69,7 +71,7 @@ def properties(words: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, help="result: .csv")
     ours = parser.parse(words)
     model = load(ours.run)
-    table = read_molecules(ours.input, duplicates="keep")
+    table = _read(ours.input, _molecules(model))
     told = read_properties(model.task, _molecules(model), table.smiles)
     frame = pd.DataFrame(told, columns=list(DESCRIPTORS))
     frame.insert(0, "id", table.ids)
@@ -93,9 +95,12 @@ def parse_properties(text: str) -> np.ndarray:
             hint = f"Did you mean {near[0]}?" if near else f"They are: {', '.join(DESCRIPTORS)}"
             raise UsageError(f"there is no property {name!r}", where="--properties", remedy=hint)
         try:
-            wanted[DESCRIPTORS.index(name)] = float(value)
+            number = float(value)
         except ValueError:
-            raise UsageError(f"{value!r} is not a number", where=f"--properties {name}") from None
+            number = np.nan
+        if not np.isfinite(number):
+            raise UsageError(f"{value!r} is not a number", where=f"--properties {name}")
+        wanted[DESCRIPTORS.index(name)] = number
     return wanted
 
 
@@ -113,6 +118,13 @@ def _molecules(model: LoadedModel) -> MoleculeDataModule:
     if not isinstance(model.data, MoleculeDataModule) or "properties" not in model.data.modalities:
         raise UsageError("this run knows no properties", where=model.folder.path, remedy="Use a run of molecules/spmm")
     return model.data
+
+
+def _read(path: str, data: MoleculeDataModule) -> MoleculeTable:
+    """Molecules as the run reads them, every row."""
+    return read_molecules(
+        path, isomeric=data.isomeric, largest_fragment=data.largest_fragment, max_atoms=1000, duplicates="keep"
+    )
 
 
 def _parent(out: str) -> Path:

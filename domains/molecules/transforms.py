@@ -13,13 +13,14 @@ import numpy as np
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
 
-# MoLFormer (Ross et al., Nature Machine Intelligence 2022): one token per atom, bond, ring closure or branch.
+# MoLFormer (Ross et al., Nature Machine Intelligence 2022): one token per atom, bond, ring closure or branch. Its `?`, which
+# no SMILES holds, is `<` here, which dative bonds need; a lone % opens ring closures above 99.
 PATTERN = re.compile(
-    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>|\*|\$|\%[0-9]{2}|[0-9])"
+    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|<|>|\*|\$|\%[0-9]{2}|\%|[0-9])"
 )
 # Every token of the pattern outside brackets, then the letters that spell a bracket atom that is not in the vocabulary.
 ALPHABET = tuple(
-    "B Br C Cl N O S P F I b c n o s p ( ) . = # - + \\ / : ~ @ ? > * $ % [ ] 0 1 2 3 4 5 6 7 8 9".split()
+    "B Br C Cl N O S P F I b c n o s p ( ) . = # - + \\ / : ~ @ < > * $ % [ ] 0 1 2 3 4 5 6 7 8 9".split()
     + [letter for letter in "ADEGHJKLMQRTUVWXYZadefghijklmqrtuvwxyz"]
 )
 

@@ -111,8 +111,11 @@ def start_from(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
             remedy="Start from a run that has one of the recipe's encoders",
         )
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
-    if theirs["data"]["class_path"] == tree["data"]["class_path"] and "tokenizer" in theirs["data"]["init_args"]:
-        started["data"]["init_args"]["tokenizer"] = theirs["data"]["init_args"]["tokenizer"]
+    if theirs["data"]["class_path"] == tree["data"]["class_path"]:
+        # Tokens as they were trained with, and no position that never was.
+        for name in ("tokenizer", "max_tokens"):
+            if name in theirs["data"]["init_args"]:
+                started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
 
 
@@ -180,7 +183,6 @@ def take_over(cli: Any, source: Any) -> None:
 
 def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     import torch
-    from lightning.pytorch.loggers import CSVLogger
 
     from polyfm.shared.evaluation.finish import finish
     from polyfm.shared.training.callbacks import Bar, Throughput
@@ -204,7 +206,7 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
         checkpoint.within(folder.path),
         *([patience] if has_valid else []),
     ]
-    overrides: dict[str, Any] = {"logger": CSVLogger(folder.path, name="", version=""), "enable_model_summary": False}
+    overrides: dict[str, Any] = {"enable_model_summary": False}
     trained = sum(parameter.numel() for parameter in cli.model.parameters() if parameter.requires_grad)
     print(f"{trained / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")
     if cli.config["trainer"].get("enable_progress_bar") is not False:

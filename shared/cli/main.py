@@ -38,7 +38,7 @@ a domain for demo; the folder of a run for validate, test, predict and embed.
 
 Start with:  polyfm demo molecules
 Options of a verb:  polyfm <verb> --help
-Exit codes: 2 usage, 3 data, 4 recipe, 143 stopped by the scheduler"""
+Exit codes: 2 usage, 3 data, 4 recipe"""
 
 
 def main(argv: Sequence[str]) -> int:

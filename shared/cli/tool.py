@@ -16,7 +16,9 @@ def run(words: Sequence[str]) -> None:
         words: After ``tool``.
     """
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: polyfm tool DOMAIN NAME INPUT\n\n`polyfm tool DOMAIN` lists the tools of: {', '.join(domains())}")
+        print(
+            f"usage: polyfm tool DOMAIN NAME INPUT\n\n`polyfm tool DOMAIN` lists the tools of: {', '.join(domains())}"
+        )
         return
     if not words or words[0] not in domains():
         raise UsageError(

@@ -21,10 +21,11 @@ from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError
 from polyfm.shared.training.callbacks import Checkpoint, Patience
 from polyfm.shared.training.checkpoint import SafeCheckpointIO
+from polyfm.shared.training.curves import Curves
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.pretrain import PretrainTask
 from polyfm.shared.training.recipe import FORBIDDEN, Paper, Recipe, base_of, locate, merge, read_overlay
-from polyfm.shared.training.schema import Misfit, Schema, placed
+from polyfm.shared.training.schema import FORM, Misfit, Schema, placed
 
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
@@ -124,17 +125,24 @@ class RecipeParser(LightningCLI):
                         where=self._where(("model", group, name)),
                         remedy=f"Choose another, such as {name.replace('.', '_')}_1",
                     )
+        whole: dict[str, Any] = self.tree
         for option in (flag[2:].split("=")[0].rstrip("+") for flag in self._flags if flag.startswith("--")):
             if option.rpartition(".")[2] in FORBIDDEN:
                 raise UsageError(f"--{option} is not an option", remedy="Use --out DIR, or polyfm fit --resume RUN")
             if option in ("help", "print_config"):
                 continue
+            whole = placed(whole, option)
             try:
                 schema.check(placed(self.tree, option))
             except Misfit as misfit:
                 near = [*misfit.path[:-1], misfit.nearest] if misfit.nearest else schema.elsewhere(option, self.tree)
                 hint = f"Did you mean --{'.'.join(near)}?" if near else "`polyfm fit --help-all` shows all"
                 raise UsageError(f"there is no option --{option}", remedy=hint) from None
+        for keys in schema.missing(whole):
+            option = ".".join(key for key in keys if key not in FORM)
+            if keys[0] == "data":
+                raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")
+            raise RecipeError(f"{option} is missing", where=self._where(keys), remedy="It has no default")
 
     def _where(self, keys: tuple[str, ...]) -> str:
         return locate(keys, *self._files)
@@ -221,6 +229,9 @@ class RecipeParser(LightningCLI):
         """
         settings = {**self.config_init["trainer"], **overrides}
         settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
+        if "logger" not in overrides:
+            own = settings.get("logger") or []
+            settings["logger"] = [Curves(run), *(own if isinstance(own, list) else [own])]
         settings["plugins"] = [*(settings.get("plugins") or []), SafeCheckpointIO()]
         return L.Trainer(**{**settings, "default_root_dir": str(run)})
 

@@ -151,6 +151,8 @@ class Checkpoint(callbacks.Checkpoint):
         """Write ``last``, and ``best`` as a copy of it; each appears whole or not at all."""
         self._saved_at = trainer.global_step
         improved, self._improved = self._improved, False
+        for logger in trainer.loggers:
+            logger.save()  # the curves are as far as the checkpoint
         fresh = self.folder / "fresh.ckpt"
         trainer.save_checkpoint(fresh)  # by all processes, of which the first writes
         if trainer.is_global_zero:

@@ -34,19 +34,23 @@ class RunFolder:
     def create(cls, path: str | Path) -> RunFolder:
         """A fresh folder; one that already holds a run is refused, never shared.
 
+        What a run left that stopped before its first checkpoint may be replaced.
+
         Args:
             path: Of the folder, made if need be.
         """
         run = cls(path)
         if run.path.is_file():
             raise UsageError("this is a file, not a folder for a run", where=run.path, remedy="Choose another --out")
-        if run.recipe.exists() or run.checkpoints.exists() or run.metrics_path.exists():
+        if run.metrics_path.exists() or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):
             raise UsageError(
                 "this folder already holds a run",
                 where=run.path,
                 remedy=f"Continue it with `polyfm fit --resume {run.path}`, or choose another --out",
             )
         run.path.mkdir(parents=True, exist_ok=True)
+        for left in (run.recipe, run.curves, run.report):
+            left.unlink(missing_ok=True)
         return run
 
     @classmethod

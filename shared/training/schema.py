@@ -83,6 +83,30 @@ class Schema:
         """
         self._names(self.fields, tree, (), "the recipe")
 
+    def missing(self, tree: Mapping[str, Any]) -> list[Keys]:
+        """Paths of arguments that must be given and are not.
+
+        Args:
+            tree: A recipe at one size, and what options put on top.
+        """
+        found: list[Keys] = []
+
+        def look(hint: Any, value: Any, keys: Keys) -> None:
+            item, part = _item(hint), _part(hint)
+            if item is not None and isinstance(value, Mapping):
+                for name, below in value.items():
+                    look(item, below, (*keys, str(name)))
+            elif part is not None and value is not None and value is not UNKNOWN:
+                base, given = part
+                kind, arguments, at = self._open(base, value, keys)
+                found.extend((*at, name) for name in required(kind, given) if name not in arguments)
+                for name, below in arguments.items():
+                    look((parameters(kind, given) or {}).get(name, Any), below, (*at, name))
+
+        for key, value in tree.items():
+            look(self.fields[key], value, (key,))
+        return found
+
     def _names(self, fields: Mapping[str, Any], arguments: Mapping[str, Any], at: Keys, owner: str) -> None:
         for name, value in arguments.items():
             if name not in fields:
@@ -189,6 +213,18 @@ def parameters(kind: type, given: int = 0) -> dict[str, Any] | None:
         return None
     hints = typing.get_type_hints(kind if dataclasses.is_dataclass(kind) else kind.__init__)  # type: ignore[misc]
     return {parameter.name: hints.get(parameter.name, Any) for parameter in signature}
+
+
+def required(kind: type, given: int = 0) -> list[str]:
+    """The arguments of a class that have no default.
+
+    Args:
+        kind: The class.
+        given: Of its first arguments, those that whoever builds it gives.
+    """
+    signature = list(inspect.signature(kind).parameters.values())[given:]
+    some = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in signature if item.default is item.empty and item.kind not in some]
 
 
 def placed(tree: Mapping[str, Any], option: str) -> dict[str, Any]:

@@ -120,5 +120,9 @@ def test_a_run_can_be_repeated_from_its_resolved_recipe(recipe: Recipe, flags: l
 
 def test_the_folder_holds_nothing_but_recipes() -> None:
     names = {path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*") if path.is_file()}
-    expected = {f"{name}.yaml" for name in recipe_names()} | {"ledger.csv", "_base/finetune.yaml", "_base/pretrain.yaml"}
+    expected = {f"{name}.yaml" for name in recipe_names()} | {
+        "ledger.csv",
+        "_base/finetune.yaml",
+        "_base/pretrain.yaml",
+    }
     assert names == expected

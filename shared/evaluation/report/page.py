@@ -53,6 +53,8 @@ class Report:
         """
         content = self.html().encode()
         if len(content) > MAX_BYTES:
-            raise ValueError(f"report of {len(content) / 2**20:.1f} MiB is above {MAX_BYTES >> 20} MiB: draw fewer items")
+            raise ValueError(
+                f"report of {len(content) / 2**20:.1f} MiB is above {MAX_BYTES >> 20} MiB: draw fewer items"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -221,7 +221,12 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
         )
         for i, label in enumerate(common):
             ax.scatter(
-                *flat[labels == label].T, s=9, color=COLOURS[i], linewidths=0, rasterized=True, label=plain(str(label)[:28])
+                *flat[labels == label].T,
+                s=9,
+                color=COLOURS[i],
+                linewidths=0,
+                rasterized=True,
+                label=plain(str(label)[:28]),
             )
         ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
     return Panel(

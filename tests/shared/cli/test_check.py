@@ -18,7 +18,9 @@ Polyfm = Callable[..., Any]
 
 def test_small_size_shows_shapes_labels_a_step_time_and_memory(polyfm: Polyfm, runs: Any) -> None:
     start = time.monotonic()
-    shown = polyfm("check", "molecules/property", "--size", "small", "--data.path", runs.data, "--data.targets=[activity,active]")
+    shown = polyfm(
+        "check", "molecules/property", "--size", "small", "--data.path", runs.data, "--data.targets=[activity,active]"
+    )
     assert time.monotonic() - start < 10
     assert shown.code == 0, shown.err
     assert "smiles: 8 of 8 samples have it; rows (8,), ids (" in shown.out

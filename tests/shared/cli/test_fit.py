@@ -136,7 +136,7 @@ class TestRefused:
         "wrong recipe": (["molecules/propperty"], 2, "Did you mean molecules/property?"),
         "no size on a CPU": (["molecules/property"], 2, "without a GPU the size must be chosen"),
         "wrong size": (["molecules/property", "--size", "tiny"], 2, "has no size 'tiny'. Choose one of: paper, small"),
-        "no data": (["SMALL"], 3, "no file is given. Name it: --data.path FILE"),
+        "no data": (["SMALL"], 2, "--data.path is missing"),
         "missing file": (["SMALL", "--data.path", "none.csv"], 3, "none.csv: there is no such file"),
         "a folder": (["SMALL", "--data.path", "FOLDER"], 3, "this is a folder; expected a file"),
         "an empty file": (["SMALL", "--data.path", "EMPTY"], 3, "the file is empty"),
@@ -202,13 +202,33 @@ def test_a_run_that_starts_from_another_uses_its_own_recipe_s_options(polyfm: Po
     assert tree["model"]["optimizer"]["init_args"]["layer_decay"] == 0.9
 
 
-def test_two_runs_of_one_seed_are_the_same(polyfm: Polyfm, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_of_one_seed_are_the_same(
+    polyfm: Polyfm, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
     predictions = []
     for seed in (7, 7, 8):
         out = tmp_path / str(len(predictions))
-        words = ("--config", runs.tiny_property, "--data.path", runs.data, "--data.targets=[active]", "--out", out)
-        shown = polyfm("fit", "molecules/property", "--size", "small", f"--seed_everything={seed}", "--trainer.max_epochs=1", *words)
+        words = (
+            "--config",
+            runs.tiny_property,
+            "--data.path",
+            runs.data,
+            "--data.targets=[active]",
+            "--out",
+            out,
+            "--init_from",
+            runs.spmm,
+        )
+        shown = polyfm(
+            "fit",
+            "molecules/property",
+            "--size",
+            "small",
+            f"--seed_everything={seed}",
+            "--trainer.max_epochs=1",
+            *words,
+        )
         assert shown.code == 0, shown.err
         predictions.append(package.load(out).predict(["CCO", "c1ccccc1"]).values)
     np.testing.assert_array_equal(predictions[0], predictions[1])

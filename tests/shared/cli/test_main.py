@@ -37,7 +37,9 @@ def test_every_verb_has_help_of_at_most_60_lines(polyfm: Polyfm, verb: str) -> N
     assert len(shown.out.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fit", "--help"], ["fti"], ["embed", "--help"], ["list"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["fit", "--help"], ["fti"], ["embed", "--help"], ["list"]]
+)
 def test_nothing_heavy_is_imported_for_it(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys, contextlib\nfrom polyfm.shared.cli.main import main\n"

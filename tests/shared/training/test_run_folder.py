@@ -22,12 +22,21 @@ def test_a_fresh_folder_is_made(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path).path == tmp_path  # other files do not matter
 
 
-@pytest.mark.parametrize("left", ["recipe.yaml", "checkpoints"])
+@pytest.mark.parametrize("left", ["metrics.json", "checkpoints/last.ckpt"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
-    (tmp_path / left).mkdir() if left == "checkpoints" else (tmp_path / left).write_text("x")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / left).touch()
     with pytest.raises(UsageError, match="already holds a run. Continue it with `polyfm fit --resume") as error:
         RunFolder.create(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_what_a_run_left_that_never_began_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("recipe.yaml", "metrics.csv", "report.html"):
+        (tmp_path / name).write_text("of a run that stopped at a wrong column")
+    RunFolder.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -176,3 +176,15 @@ def test_an_option_of_no_part_is_found_elsewhere() -> None:
     assert SCHEMA.elsewhere("model.settins", {}) == ["owner", "settings"]
     assert SCHEMA.elsewhere("tit", {}) == ["title"]
     assert SCHEMA.elsewhere("zzz", {}) is None
+
+
+def test_arguments_that_must_be_given() -> None:
+    class Needs:
+        def __init__(self, path: str, size: int = 1) -> None: ...
+
+    schema = Schema({"data": Needs, "owner": Owner}, [HERE])
+    assert schema.missing({"data": {}, "owner": {"parts": {}}}) == [("data", "path")]
+    assert schema.missing({"data": {"path": UNKNOWN}}) == []
+    # Of a part its owner gives the first argument; of those in a mapping nobody does.
+    tree = {"parts": {"a": "Small"}, "make": "Small"}
+    assert schema.missing({"owner": tree}) == [("owner", "parts", "a", "width")]

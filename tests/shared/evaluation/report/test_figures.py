@@ -46,10 +46,12 @@ def test_a_figure_is_inline_svg_without_a_date() -> None:
 def test_two_figures_share_no_id_and_each_finds_its_own() -> None:
     first, second = drawing(), drawing()
     ids = [set(re.findall(r'\bid="([^"]+)"', picture)) for picture in (first, second)]
-    assert ids[0] and not ids[0] & ids[1]
+    assert ids[0]
+    assert not ids[0] & ids[1]
     for picture, own in zip((first, second), ids, strict=True):
         used = set(re.findall(r'href="#([^"]+)"', picture)) | set(re.findall(r"url\(#([^)]+)\)", picture))
-        assert used and used <= own
+        assert used
+        assert used <= own
 
 
 def test_ids_in_either_kind_of_quotes_are_made_unique() -> None:

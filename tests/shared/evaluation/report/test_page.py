@@ -34,7 +34,11 @@ class Loads(HTMLParser):
         for name, value in named.items():
             if name.startswith("on"):
                 self.run.append(f"{tag} {name}")
-            if name in ("src", "href", "xlink:href", "srcset", "action") and value and not value.startswith(("#", "data:")):
+            if (
+                name in ("src", "href", "xlink:href", "srcset", "action")
+                and value
+                and not value.startswith(("#", "data:"))
+            ):
                 self.fetched.append(value)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -69,7 +73,9 @@ def test_a_page_loads_nothing_and_runs_nothing() -> None:
     assert "script-src" not in loads.policy
 
 
-@pytest.mark.parametrize("attack", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "</style>"])
+@pytest.mark.parametrize(
+    "attack", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "</style>"]
+)
 def test_titles_notes_and_sentences_are_escaped(attack: str) -> None:
     panels = [Panel(title=attack, body="", note=attack)]
     html = Report(title=attack, subtitle=attack, panels=panels, lead=[attack]).html()

@@ -90,8 +90,18 @@ class TestTargets:
     @pytest.mark.parametrize(
         ("target", "predictions", "values", "title"),
         [
-            (Regression(["a"], mean=[0.0], scale=[1.0]), column(1, 2, 3), column(1, NAN, 3), "Predicted against measured"),
-            (Binary(["a"], positive_weight=[1.0], threshold=[0.5]), column(0.1, 0.9, 0.4), column(0, 1, NAN), "Reliability"),
+            (
+                Regression(["a"], mean=[0.0], scale=[1.0]),
+                column(1, 2, 3),
+                column(1, NAN, 3),
+                "Predicted against measured",
+            ),
+            (
+                Binary(["a"], positive_weight=[1.0], threshold=[0.5]),
+                column(0.1, 0.9, 0.4),
+                column(0, 1, NAN),
+                "Reliability",
+            ),
             (MultiClass(["a"], classes=["x", "y"], class_weight=[1.0, 1.0]), np.eye(2), column(0, 1), "Confusion"),
         ],
     )
