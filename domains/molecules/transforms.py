@@ -13,8 +13,8 @@ import numpy as np
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
 
-# MoLFormer (Ross et al., Nature Machine Intelligence 2022): one token per atom, bond, ring closure or branch. Its `?`, which
-# no SMILES holds, is `<` here, which dative bonds need; a lone % opens ring closures above 99.
+# MoLFormer (Ross et al., Nature Machine Intelligence 2022): one token per atom, bond, ring closure or branch. Its `?`,
+# which no SMILES holds, is `<` here, which dative bonds need; a lone % opens ring closures above 99.
 PATTERN = re.compile(
     r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|<|>|\*|\$|\%[0-9]{2}|\%|[0-9])"
 )

@@ -47,7 +47,7 @@ class Loads(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        assert self.open[-1:] == [tag], f"</{tag}> closes <{self.open[-1:]}>"
         self.open.pop()
 
 
