@@ -73,7 +73,7 @@ class DataModule(L.LightningDataModule):
         self.seed = self.split_seed = 0
         self.limit = 0
         """Read only so many rows; 0 for all. `polyfm check` sets it."""
-        self.remarks = []
+        self.remarks, self.quarantine, self.notices = [], Quarantine(), Notices()
         self.source = ""
         """What was read last: ``path``, or a file of new items."""
         self._ready = False

@@ -33,8 +33,8 @@ def members(run: str | Path) -> list[Path]:
     Args:
         run: Folder of a run or of an ensemble.
     """
-    found = sorted(Path(run).glob("member_*/recipe.yaml"))
-    return [path.parent for path in found] or [Path(run)]
+    found = [path.parent for path in Path(run).glob("member_*/recipe.yaml")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("member_"))) or [Path(run)]
 
 
 def predict(run: str | Path, items: Any) -> EnsemblePredictions:

@@ -12,7 +12,6 @@ from polyfm.shared.errors import UsageError
 from polyfm.shared.evaluation.intervals import bootstrap
 from polyfm.shared.evaluation.report.page import Panel, Report
 from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel, data_panel, recipe_panel, target_panels
-from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
@@ -77,7 +76,7 @@ def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list
     values = data.target_values(rows)
     predictions = collect(task, data, "test")
     metrics: dict[str, Any] = {f"test/{name}": value for name, value in target.metrics(predictions, values).items()}
-    interval = bootstrap(target.metrics, predictions, values, target.primary)
+    interval = bootstrap(target.score, predictions, values)
     if interval is not None:
         metrics |= {f"test/{target.primary}_{end}": value for end, value in zip(("low", "high"), interval, strict=True)}
     metrics["test/rows"] = len(rows)
@@ -127,7 +126,7 @@ def measure(task: Any, data: Any, part: str) -> dict[str, float]:
     count = 0
     for batch in data.loader(part, shuffle=False):
         batch = batch.to(task.device)
-        views = task.answer(batch, Draw(data.seed, -1))
+        views = task.held_out(batch, data.seed)
         count += len(batch)
         for name, objective in task.objectives.items():
             output = objective(views, batch)

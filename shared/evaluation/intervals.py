@@ -8,10 +8,9 @@ import numpy as np
 
 
 def bootstrap(
-    metric: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    metric: Callable[[np.ndarray, np.ndarray], float | None],
     predictions: np.ndarray,
     values: np.ndarray,
-    name: str,
     *,
     resamples: int = 500,
     seed: int = 0,
@@ -19,10 +18,9 @@ def bootstrap(
     """95 % interval of a metric over resampled items; resamples where it is undefined are left out.
 
     Args:
-        metric: From predictions and labels to metrics by name.
+        metric: From predictions and labels to a number, or None where it is undefined.
         predictions: (n, outputs).
         values: (n, tasks).
-        name: Of the metric.
         resamples: Drawn.
         seed: Of the draws.
 
@@ -33,7 +31,7 @@ def bootstrap(
     found = []
     for _ in range(resamples):
         rows = rng.integers(0, len(values), len(values))
-        value = metric(predictions[rows], values[rows]).get(name)
+        value = metric(predictions[rows], values[rows])
         if value is not None:
             found.append(value)
     if not found:

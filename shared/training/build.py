@@ -138,7 +138,7 @@ class RecipeParser(LightningCLI):
                 near = [*misfit.path[:-1], misfit.nearest] if misfit.nearest else schema.elsewhere(option, self.tree)
                 hint = f"Did you mean --{'.'.join(near)}?" if near else "`polyfm fit --help-all` shows all"
                 raise UsageError(f"there is no option --{option}", remedy=hint) from None
-        for keys in schema.missing(whole):
+        for keys in () if {"--help", "--print_config"} & set(self._flags) else schema.missing(whole):
             option = ".".join(key for key in keys if key not in FORM)
             if keys[0] == "data":
                 raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,15 @@ class PretrainTask(L.LightningModule):
         """
         return answer(self.needs, batch, self.model, self.teacher, draw, progress or Progress())
 
+    def held_out(self, batch: Batch, seed: int) -> Views:
+        """Every view, under corruptions that are the same every time and behind every ramp: losses can be compared.
+
+        Args:
+            batch: Items that are not trained on.
+            seed: Of the corruptions.
+        """
+        return self.answer(batch, Draw(seed, -1), Progress(epoch=math.inf))
+
     def losses(self, views: Views, batch: Batch, stage: str) -> Tensor:
         """The total loss; each objective's loss and logs go to the curves as ``stage/objective/name``.
 
@@ -127,11 +137,11 @@ class PretrainTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses under corruptions that are the same every time."""
-        self.losses(self.answer(batch, Draw(self.seed, -1), Progress(self.global_step, 1.0)), batch, "valid")
+        self.losses(self.held_out(batch, self.seed), batch, "valid")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As validation."""
-        self.losses(self.answer(batch, Draw(self.seed, -1), Progress(self.global_step, 1.0)), batch, "test")
+        self.losses(self.held_out(batch, self.seed), batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
         """Pooled and projected vectors of every modality that is there."""

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn import metrics as sk
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,6 +64,15 @@ class Target:
             values: (n, tasks), NaN where missing.
         """
         raise TypeError(f"{type(self).__name__} has no metrics")
+
+    def score(self, predictions: np.ndarray, values: np.ndarray) -> float | None:
+        """The primary metric alone; None where it is undefined.
+
+        Args:
+            predictions: (n, outputs), decoded.
+            values: (n, tasks), NaN where missing.
+        """
+        return self.metrics(predictions, values).get(self.primary)
 
     def choose(self, predictions: np.ndarray, values: np.ndarray) -> None:
         """Choose what is chosen on validation data (thresholds); nothing by default.
@@ -126,7 +134,7 @@ class Regression(Target):
                 found["rmse"] = float(np.sqrt(np.mean((p - y) ** 2)))
                 found["mae"] = float(np.mean(np.abs(p - y)))
             if len(y) > 1 and np.ptp(y) > 0:
-                found["r2"] = float(sk.r2_score(y, p))
+                found["r2"] = float(1 - np.sum((p - y) ** 2) / np.sum((y - y.mean()) ** 2))
                 if np.ptp(p) > 0:
                     found["spearman"] = float(np.corrcoef(ranks(p), ranks(y))[0, 1])
             per_column[name] = found
@@ -186,31 +194,34 @@ class Binary(Target):
         per_column: dict[str, dict[str, float]] = {}
         for column, name in enumerate(self.names):
             given = ~np.isnan(values[:, column])
-            p, y = predictions[given, column], values[given, column].astype(int)
+            p, y = predictions[given, column], values[given, column] == 1
+            said = p >= self.threshold[column]
             found: dict[str, float] = {}
-            if len(np.unique(y)) == 2:
-                said = p >= self.threshold[column]
-                found["auroc"] = float(sk.roc_auc_score(y, p))
-                found["auprc"] = float(sk.average_precision_score(y, p))
-                found["balanced_accuracy"] = float(sk.balanced_accuracy_score(y, said))
-                found["f1"] = float(sk.f1_score(y, said, zero_division=0))
-                found["mcc"] = float(sk.matthews_corrcoef(y, said))
+            if 0 < y.sum() < len(y):
+                found = Curve.of(p, y).metrics() | confusion_metrics(said, y)
                 found["brier"] = float(np.mean((p - y) ** 2))
             if len(y):
-                found["accuracy"] = float(np.mean((p >= self.threshold[column]) == y))
+                found["accuracy"] = float(np.mean(said == y))
             per_column[name] = found
         return average_columns(per_column)
+
+    def score(self, predictions: np.ndarray, values: np.ndarray) -> float | None:
+        """See `Target.score`."""
+        found = []
+        for column in range(len(self.names)):
+            given = ~np.isnan(values[:, column])
+            p, y = predictions[given, column], values[given, column] == 1
+            if 0 < y.sum() < len(y):
+                found.append(Curve.of(p, y).metrics()["auroc"])
+        return float(np.mean(found)) if found else None
 
     def choose(self, predictions: np.ndarray, values: np.ndarray) -> None:
         """See `Target.choose`: the threshold of the best F1, per column."""
         for column in range(len(self.names)):
             given = ~np.isnan(values[:, column])
-            y = values[given, column]
-            if len(np.unique(y)) < 2:
-                continue
-            precision, recall, cuts = sk.precision_recall_curve(y, predictions[given, column])
-            f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-            self.threshold[column] = float(cuts[int(np.argmax(f1[:-1]))])
+            p, y = predictions[given, column], values[given, column] == 1
+            if 0 < y.sum() < len(y):
+                self.threshold[column] = Curve.of(p, y).best_f1()
 
 
 @dataclasses.dataclass
@@ -268,16 +279,77 @@ class MultiClass(Target):
         return torch.softmax(outputs - outputs.new_tensor(self.class_weight).log(), dim=-1)
 
     def metrics(self, predictions: np.ndarray, values: np.ndarray) -> dict[str, float]:
-        """Accuracy, macro-F1, balanced accuracy."""
+        """Accuracy, F1 averaged over the classes that occur or were said, balanced accuracy."""
         given = ~np.isnan(values[:, 0])
         y, said = values[given, 0].astype(int), predictions[given].argmax(-1)
         if not len(y):
             return {}
+        size = max(len(self.classes), int(y.max()) + 1)
+        right = np.bincount(y[said == y], minlength=size)
+        true, told = np.bincount(y, minlength=size), np.bincount(said, minlength=size)
+        seen = true + told > 0
         return {
             "accuracy": float(np.mean(said == y)),
-            "macro_f1": float(sk.f1_score(y, said, average="macro", zero_division=0)),
-            "balanced_accuracy": float(sk.recall_score(y, said, average="macro", zero_division=0)),
+            "macro_f1": float(np.mean(2 * right[seen] / (true + told)[seen])),
+            "balanced_accuracy": float(np.mean(right[true > 0] / true[true > 0])),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What happens as the threshold falls over the predictions of one yes/no label: made once, read several ways."""
+
+    cuts: np.ndarray
+    """(m,) the different predictions, falling."""
+    true: np.ndarray
+    """(m,) positives at or above each."""
+    false: np.ndarray
+    """(m,) negatives at or above each."""
+
+    @classmethod
+    def of(cls, p: np.ndarray, y: np.ndarray) -> Self:
+        """Sort once.
+
+        Args:
+            p: (n,) predictions.
+            y: (n,) bool, of both kinds.
+        """
+        order = np.argsort(-p, kind="stable")
+        p, true = p[order], np.cumsum(y[order])
+        last = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)  # of equal predictions
+        return cls(p[last], true[last], last + 1 - true[last])
+
+    def metrics(self) -> dict[str, float]:
+        """Area under the ROC curve, and average precision (the area under precision against recall, in steps)."""
+        true, false = self.true / self.true[-1], self.false / self.false[-1]
+        heights = (true + np.append(0.0, true[:-1])) / 2
+        precision = self.true / (self.true + self.false)
+        return {
+            "auroc": float(np.sum(np.diff(false, prepend=0.0) * heights)),
+            "auprc": float(np.sum(np.diff(true, prepend=0.0) * precision)),
+        }
+
+    def best_f1(self) -> float:
+        """The threshold of the best F1; of several the highest."""
+        f1 = 2 * self.true / (self.true + self.false + self.true[-1])
+        return float(self.cuts[int(np.argmax(f1))])
+
+
+def confusion_metrics(said: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy, F1 and Matthews' correlation of yes/no answers.
+
+    Args:
+        said: (n,) bool.
+        y: (n,) bool, of both kinds.
+    """
+    tp, fp = float(np.sum(said & y)), float(np.sum(said & ~y))
+    fn, tn = float(np.sum(~said & y)), float(np.sum(~said & ~y))
+    spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
+        "f1": 2 * tp / (2 * tp + fp + fn),
+        "mcc": (tp * tn - fp * fn) / spread if spread else 0.0,
+    }
 
 
 KINDS: dict[str, type[Target]] = {"regression": Regression, "binary": Binary, "multiclass": MultiClass}

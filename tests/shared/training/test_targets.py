@@ -17,6 +17,7 @@ from sklearn import metrics as sk
 from polyfm.shared.errors import DataError, RecipeError
 from polyfm.shared.training.targets import (
     Binary,
+    Curve,
     MultiClass,
     Regression,
     Target,
@@ -258,6 +259,28 @@ def test_kind_by_name_and_round_trip_through_primitives(kind: str) -> None:
     again = target_from_state(state)
     assert (type(again), again) == (type(target), target)
     assert state["kind"] == type(target).__name__
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+def test_the_score_is_the_primary_metric(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    values = (rng.random((40, 1 if kind == "multiclass" else 3)) < 0.5) * 1.0
+    target = fit_target(kind, ["a", "b", "c"][: values.shape[1]], values, [])
+    predictions = rng.random((40, target.outputs))
+    values[:5, 0] = NAN
+    assert target.score(predictions, values) == pytest.approx(target.metrics(predictions, values)[target.primary])
+    assert target.score(predictions, values * NAN) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2, max_size=30))
+def test_areas_are_those_of_scikit_learn_also_with_ties(pairs: list[tuple[float, bool]]) -> None:
+    p, y = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+    if 0 < y.sum() < len(y):
+        curve = Curve.of(p, y)
+        assert curve.metrics()["auroc"] == pytest.approx(sk.roc_auc_score(y, p))
+        assert curve.metrics()["auprc"] == pytest.approx(sk.average_precision_score(y, p))
+        best = max(sk.f1_score(y, p >= cut) for cut in p)
+        assert sk.f1_score(y, p >= curve.best_f1()) == pytest.approx(best)
 
 
 def test_wrong_kinds_and_columns_are_refused() -> None:
