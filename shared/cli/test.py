@@ -19,10 +19,12 @@ def run(words: Sequence[str], part: str = "test") -> None:
     parser.add_argument("run", help="folder of a run")
     ours = parser.parse(words)
 
+    from polyfm.shared.data.splits import Splits
     from polyfm.shared.deployment.inference import load
     from polyfm.shared.evaluation.finish import measure
 
     model = load(ours.run)
     model.data.setup("fit")
+    model.data.use_splits(Splits.from_csv(model.folder.path / "splits.csv"))
     for name, value in sorted(measure(model.task, model.data, part).items()):
         print(f"{name:<40} {value:.4f}")

@@ -181,6 +181,15 @@ class DataModule(L.LightningDataModule):
             self._fitted = True
         self._ready = True
 
+    def use_splits(self, splits: Splits) -> None:
+        """Take over a run's split, whatever the file holds by now.
+
+        Args:
+            splits: Of the run; every item must have one there.
+        """
+        self.splits = splits.select(self.splits.ids)
+        self._parts = {name: self.splits.indices(name) for name in self._parts}
+
     def part(self, name: str) -> np.ndarray:
         """(n,) indices of the samples of a part.
 

@@ -177,11 +177,13 @@ class InfoNCE(PairwiseObjective):
         return ranks.mean(total), _logs(ranks, counts, first)
 
     def _with_queue(self, name: str, vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """This step's vectors and groups, kept for `update`, and the queue's behind them."""
-        if not self.queue:
+        """This step's vectors and groups, kept for `update`, and the queue's behind them; in training only.
+
+        A queue that fills makes the same model's loss rise: validation losses of different steps could not be compared.
+        """
+        if not (self.queue and self.training):
             return vectors, groups
-        if self.training:
-            self._fresh[name] = vectors, groups
+        self._fresh[name] = vectors, groups
         earlier, earlier_groups = self.queues[name].valid()  # type: ignore[operator]
         return torch.cat([vectors, earlier]), torch.cat([groups, earlier_groups])
 

@@ -68,7 +68,17 @@ def test_a_run_is_an_ensemble_of_one_without_spread(runs: Any) -> None:
 def test_a_used_folder_is_refused_and_a_verb_on_the_whole_says_what_to_do(
     polyfm: Polyfm, ensemble: Path, runs: Any
 ) -> None:
-    words = ("--size", "small", "--data.path", runs.data, "--data.targets=[active]", "--ensemble", "2", "--out", ensemble)
+    words = (
+        "--size",
+        "small",
+        "--data.path",
+        runs.data,
+        "--data.targets=[active]",
+        "--ensemble",
+        "2",
+        "--out",
+        ensemble,
+    )
     assert "already holds a run" in polyfm("fit", "molecules/property", *words).err
     shown = polyfm("test", ensemble)
     assert (shown.code, "It is an ensemble: give one of its members" in shown.err) == (2, True)

@@ -28,7 +28,9 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"member_{i}").mkdir()
         (tmp_path / f"member_{i}" / "recipe.yaml").touch()
     (tmp_path / "member_9").mkdir()  # not yet trained
-    monkeypatch.setattr(ensemble, "load", lambda folder: Model({"member_0": 1.0, "member_1": 2.0, "member_2": 6.0}[folder.name]))
+    monkeypatch.setattr(
+        ensemble, "load", lambda folder: Model({"member_0": 1.0, "member_1": 2.0, "member_2": 6.0}[folder.name])
+    )
     return tmp_path
 
 

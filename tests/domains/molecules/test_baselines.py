@@ -1,0 +1,101 @@
+"""Baselines of the field: they learn what there is to learn, from training labels only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rdkit import Chem
+from rdkit.Chem import AllChem, Descriptors
+
+from polyfm.domains.molecules import baselines as module
+from polyfm.domains.molecules.baselines import baselines, descriptors_2d, fingerprints
+from polyfm.shared.training.targets import fit_target
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def table(molecules: Path) -> pd.DataFrame:
+    return pd.read_csv(molecules)
+
+
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TREES", 30)
+
+
+def run(table: pd.DataFrame, kind: str, columns: list[str], **changes: Any) -> tuple[dict[str, np.ndarray], Any, Any]:
+    values = changes.pop("values", table[columns].to_numpy(dtype=float))
+    train, test = np.arange(60), np.arange(60, 80)
+    target = fit_target(kind, columns, values[train], [])
+    methods = baselines(table["smiles"].tolist(), values, train, test, target, seed=0)
+    return {name: method() for name, method in methods.items()}, target, values[test]
+
+
+def test_each_beats_the_mean_on_a_number(table: pd.DataFrame) -> None:
+    found, target, values = run(table, "regression", ["activity"])
+    assert set(found) == {"ecfp4_forest", "ecfp4_linear", "rdkit2d_forest"}
+    mean = target.metrics(np.full_like(values, target.mean[0]), values)["rmse"]
+    for name, predictions in found.items():
+        assert predictions.shape == (20, 1)
+        assert target.metrics(predictions, values)["rmse"] < mean, name
+
+
+def test_each_tells_substructures_with_missing_labels(table: pd.DataFrame) -> None:
+    found, target, values = run(table, "binary", ["assay_amide", "assay_halogen"])
+    assert np.isnan(values).any()
+    for name, predictions in found.items():
+        assert predictions.shape == (20, 2)
+        assert ((predictions >= 0) & (predictions <= 1)).all()
+        assert target.metrics(predictions, values)["auroc"] > 0.8, name
+
+
+def test_several_classes_in_the_order_of_the_target(table: pd.DataFrame) -> None:
+    labels = np.digitize(table["activity"], np.quantile(table["activity"], [0.3, 0.6]))[:, None].astype(float)
+    labels[0] = 3  # one alone, so that a class of the target may be missing in a method
+    found, target, values = run(table, "multiclass", ["activity"], values=labels)
+    for predictions in found.values():
+        assert predictions.shape == (20, target.outputs)
+        np.testing.assert_allclose(predictions.sum(1), 1, atol=1e-6)
+    assert max(target.metrics(p, values)["accuracy"] for p in found.values()) > 0.45
+
+
+def test_a_column_of_one_class_or_none_is_answered_with_its_share(table: pd.DataFrame) -> None:
+    values = table[["assay_amide", "active", "active"]].to_numpy(dtype=float)
+    values[:60, 1], values[:60, 2] = 1.0, NAN
+    found, _, _ = run(table, "binary", ["a", "b", "c"], values=values)
+    for predictions in found.values():
+        assert (predictions[:, 1] == 1).all()
+        assert (predictions[:, 2] == 0.5).all()
+
+
+def test_test_labels_are_never_seen(table: pd.DataFrame) -> None:
+    values = table[["activity"]].to_numpy(dtype=float)
+    poisoned = values.copy()
+    poisoned[60:] = 1e6
+    first, second = (run(table, "regression", ["activity"], values=v)[0] for v in (values, poisoned))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_fingerprints_are_ecfp4(table: pd.DataFrame) -> None:
+    smiles = table["smiles"].tolist()[:5]
+    expected = []
+    for text in smiles:
+        bits = AllChem.GetMorganFingerprintAsBitVect(Chem.MolFromSmiles(text), 2, nBits=2048)
+        expected.append(np.array(list(bits)))
+    found = fingerprints(smiles)
+    found = found.toarray() if hasattr(found, "toarray") else found
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_descriptors_are_all_of_rdkit_s_and_infinities_are_unknown() -> None:
+    found = descriptors_2d(["CCO", "[Na+].[Cl-]"])
+    assert found.shape == (2, len(Descriptors._descList))
+    own = Descriptors.CalcMolDescriptors(Chem.MolFromSmiles("CCO"))
+    np.testing.assert_allclose(found[0], [np.nan if abs(v) >= 1e9 else v for v in own.values()])
+    assert not np.isinf(found).any()

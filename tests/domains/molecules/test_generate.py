@@ -1,0 +1,116 @@
+"""SPMM's two directions: writing SMILES for properties, telling properties from SMILES."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyfm.domains.molecules import generate as module
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.generate import objective_of, read_properties, write_smiles
+from polyfm.domains.molecules.transforms import CLS, SEP
+from polyfm.shared.backbones.masks import CAUSAL
+from polyfm.shared.data.batch import Values
+from polyfm.shared.data.collate import pack_ids, stack_values
+from polyfm.shared.errors import UsageError
+from polyfm.shared.objectives.causal import CausalLM, NextValue
+from polyfm.shared.objectives.heads import table
+
+Spmm = tuple[Any, MoleculeDataModule]
+
+
+@pytest.fixture
+def wanted(spmm: Spmm) -> np.ndarray:
+    _, data = spmm
+    table: np.ndarray = data.descriptors[data.part("test")][:6]
+    return table
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_with_cache_is_as_without(
+    spmm: Spmm, wanted: np.ndarray, beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, data = spmm
+    cached = write_smiles(task, data, wanted, beams=beams, max_length=25)
+    monkeypatch.setattr(module, "beam_search", partial(module.beam_search, cached=False))
+    assert write_smiles(task, data, wanted, beams=beams, max_length=25) == cached
+    assert all(1 <= len(written) <= beams for written in cached)
+
+
+def test_one_beam_is_greedy_by_hand(spmm: Spmm, wanted: np.ndarray) -> None:
+    """Token by token, the whole prefix each time, straight through encoder, fusion and head."""
+    task, data = spmm
+    head = objective_of(task, CausalLM, "x").head
+    with torch.inference_mode():
+        context = task.model("properties", stack_values(list(data.standardiser.apply(wanted[:1])), 53)).tokens
+        ids = [CLS]
+        while len(ids) < 16 and ids[-1] != SEP:
+            tokens = task.model("smiles", pack_ids([np.array(ids)]), CAUSAL).tokens
+            fused = task.model.fuse(tokens, context, CAUSAL)
+            ids.append(int(head(fused.pad().x[0, -1:], table(task.model, "smiles")).argmax()))
+    assert write_smiles(task, data, wanted[:1], beams=1, max_length=15) == [[data.tokenizer.decode(ids)]]
+
+
+def test_rows_do_not_depend_on_chunks_and_neighbours(spmm: Spmm, wanted: np.ndarray) -> None:
+    task, data = spmm
+    whole = write_smiles(task, data, wanted, max_length=20)
+    assert write_smiles(task, data, wanted, max_length=20, chunk=2) == whole
+    assert write_smiles(task, data, wanted[3:4], max_length=20) == whole[3:4]
+
+
+def test_part_of_the_properties_may_be_asked_for(spmm: Spmm, wanted: np.ndarray) -> None:
+    """What is not asked for is unknown to the model, whatever number once stood there."""
+    task, data = spmm
+    some = wanted.copy()
+    some[:, 5:] = np.nan
+    nothing = np.full_like(wanted, np.nan)
+    written = write_smiles(task, data, some, max_length=20)
+    assert len(written) == len(wanted)
+    free = write_smiles(task, data, nothing, max_length=20)
+    assert all(texts == free[0] for texts in free)  # without a wish all are alike
+    rows = stack_values(list(data.standardiser.apply(some[:1])), 53)
+    assert rows.known[0].tolist() == [True] * 5 + [False] * 48
+
+
+def test_nothing_asked_is_nothing_written(spmm: Spmm) -> None:
+    task, data = spmm
+    assert write_smiles(task, data, np.zeros((0, 53))) == []
+    assert read_properties(task, data, []).shape == (0, 53)
+
+
+def test_properties_are_told_one_after_the_other(spmm: Spmm) -> None:
+    """By hand: each value told becomes known to those after it; units are the descriptors' own."""
+    task, data = spmm
+    smiles = [data.table.smiles[i] for i in data.part("test")[:3]]
+    head = objective_of(task, NextValue, "x").head
+    with torch.inference_mode():
+        tokens = pack_ids([data.encode(text) for text in smiles])
+        context = task.model("smiles", tokens).tokens
+        values, known = torch.zeros(3, 53), torch.zeros(3, 53, dtype=torch.bool)
+        for column in range(53):
+            told = task.model("properties", Values(rows=torch.arange(3), values=values, known=known), CAUSAL).tokens
+            values[:, column] = head(task.model.fuse(told, context, CAUSAL).pad().x[:, column])[:, 0]
+            known[:, column] = True
+    found = read_properties(task, data, smiles)
+    np.testing.assert_allclose(found, data.standardiser.invert(values.numpy()), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(read_properties(task, data, smiles, chunk=1), found, rtol=1e-3, atol=1e-3)
+    weight = DESCRIPTORS.index("MolWt")
+    mean, scale = data.standardiser.mean[weight], data.standardiser.scale[weight]
+    assert (np.abs(found[:, weight] - mean) < 5 * scale).all()  # a molecule's weight, not a z-score
+
+
+def test_a_run_that_cannot_says_so(spmm: Spmm, wanted: np.ndarray) -> None:
+    task, data = spmm
+
+    class Other:
+        objectives: dict[str, Any] = {}  # noqa: RUF012
+
+    with pytest.raises(UsageError, match="cannot write SMILES: it was trained without CausalLM. Use a run of"):
+        write_smiles(Other(), data, wanted)
+    with pytest.raises(UsageError, match="cannot tell properties: it was trained without NextValue"):
+        read_properties(Other(), data, ["CCO"])
