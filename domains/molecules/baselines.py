@@ -111,5 +111,7 @@ def _linear(target: Target) -> Any:
 
     if isinstance(target, Regression):
         return RidgeCV(alphas=np.logspace(-1, 3, 9))
-    # liblinear skips the zeros: of a fingerprint's bits two in a hundred are set.
+    if isinstance(target, MultiClass):
+        return LogisticRegression(C=0.1, max_iter=2000)
+    # liblinear skips the zeros: of a fingerprint's bits two in a hundred are set. It knows two classes only.
     return LogisticRegression(C=0.1, solver="liblinear")

@@ -39,6 +39,7 @@ def generate(words: Sequence[str]) -> None:
         parser.error("give either --properties or --like")
     if ours.beams < 1:
         parser.error("--beams must be at least 1")
+    out = _parent(ours.out)
     model = load(ours.run)
     data = _molecules(model)
     if ours.like:
@@ -53,10 +54,10 @@ def generate(words: Sequence[str]) -> None:
             for text in beams:
                 print(f"  {text or '(empty)'}")
                 _compare(text, wish)
-    pd.DataFrame(rows).to_csv(_parent(ours.out), index=False)
+    pd.DataFrame(rows).to_csv(out, index=False)
     best = [row["smiles"] for row in rows if row["beam"] == 1]
     measured = generation_metrics(best, wanted, (), data.standardiser.scale, isomeric=data.isomeric)
-    print(f"{len(rows)} SMILES: {ours.out}; validity {measured['validity']:.0%} of the likeliest")
+    print(f"{len(rows)} SMILES: {out}; validity {measured['validity']:.0%} of the likeliest")
 
 
 def properties(words: Sequence[str]) -> None:
@@ -70,13 +71,14 @@ def properties(words: Sequence[str]) -> None:
     parser.add_argument("input", help="file of molecules")
     parser.add_argument("--out", required=True, help="result: .csv")
     ours = parser.parse(words)
+    out = _parent(ours.out)
     model = load(ours.run)
     table = _read(ours.input, _molecules(model))
     told = read_properties(model.task, _molecules(model), table.smiles)
     frame = pd.DataFrame(told, columns=list(DESCRIPTORS))
     frame.insert(0, "id", table.ids)
-    frame.to_csv(_parent(ours.out), index=False)
-    print(f"{len(frame):,} molecules, {len(DESCRIPTORS)} properties each: {ours.out}")
+    frame.to_csv(out, index=False)
+    print(f"{len(frame):,} molecules, {len(DESCRIPTORS)} properties each: {out}")
     if len(table.quarantine):
         print(f"left out: {table.quarantine.summary()}")
 

@@ -233,7 +233,8 @@ class RecipeParser(LightningCLI):
             own = settings.get("logger") or []
             settings["logger"] = [Curves(run), *(own if isinstance(own, list) else [own])]
         settings["plugins"] = [*(settings.get("plugins") or []), SafeCheckpointIO()]
-        return L.Trainer(**{**settings, "default_root_dir": str(run)})
+        # The data module deals out batches to processes itself, in equal numbers and resumable.
+        return L.Trainer(**{**settings, "default_root_dir": str(run), "use_distributed_sampler": False})
 
 
 def fields_of(task: str) -> dict[str, Any]:

@@ -55,11 +55,13 @@ class PretrainTask(L.LightningModule):
         _check_names(gradients.weights, objectives, "model.gradients.weights")
         for name, stage in stages.items():
             _check_names(stage.objectives, objectives, f"model.stages.{name}.objectives")
-        self.model = MultimodalModel(encoders, fusion)
+        # Default objects are shared by all tasks of a process; a task switches its own to training and back.
+        self.model = MultimodalModel(encoders, Fusion() if type(fusion) is Fusion else fusion)
         self.objectives = nn.ModuleDict(objectives)
         for objective in objectives.values():
             objective.build(encoders)
-        self.gradients, self.optimizer, self.momentum, self.stages = gradients, optimizer, momentum, stages
+        self.gradients = copy.deepcopy(gradients)
+        self.optimizer, self.momentum, self.stages = optimizer, momentum, stages
         self.stage_weights: dict[str, float] = {}
         """Of objectives, in the current stage; `StageSwitch` sets them."""
         self.needs: set[View] = set().union(*(objective.needs() for objective in objectives.values()))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from polyfm.shared.backbones.encoder import num_parameters, on_meta
+from polyfm.shared.evaluation.finish import collect
 from polyfm.shared.training.build import RecipeParser
 from polyfm.shared.training.recipe import RECIPES, Recipe, find_recipe, read_yaml, recipe_names
 from polyfm.shared.training.run_folder import RunFolder
@@ -116,6 +117,26 @@ def test_a_run_can_be_repeated_from_its_resolved_recipe(recipe: Recipe, flags: l
         train(cli, tmp_path, watch)
         losses.append(watch.losses)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if find_recipe(name).tree["task"] == "finetune"])
+def test_a_fine_tuning_recipe_learns_32_items_by_heart(name: str, tmp_path: Path) -> None:
+    recipe = find_recipe(name)
+    synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
+    path = synthetic.write_synthetic(tmp_path, n=40)
+    flags = [
+        f"--data.path={path}",
+        *FLAGS[recipe.domain, "finetune"],
+        "--data.batch_size=32",
+        "--trainer.max_epochs=80",
+    ]
+    quick = ["--model.optimizer.lr=2e-3", "--model.optimizer.layer_decay=1.0", "--model.dropout=0"]
+    cli = RecipeParser(recipe, recipe.sized("small"), [*flags, *quick])
+    train(cli, tmp_path)
+    rows = cli.datamodule.part("train")
+    assert len(rows) == 32
+    predictions, values = collect(cli.model, cli.datamodule, "train"), cli.datamodule.target_values(rows)
+    assert cli.model.target.metrics(predictions, values)["r2"] > 0.9
 
 
 def test_the_folder_holds_nothing_but_recipes() -> None:

@@ -13,6 +13,7 @@ from polyfm.domains.molecules.synthetic import write_synthetic
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.build import RecipeParser
 from polyfm.shared.training.recipe import find_recipe, merge
+from polyfm.shared.training.run_folder import RunFolder
 
 TINY = {
     "model": {
@@ -50,3 +51,16 @@ def spmm(molecules: Path) -> tuple[Any, MoleculeDataModule]:
             optimizer.step()
     return task.eval(), data
 
+
+@pytest.fixture(scope="session")
+def spmm_run(spmm: tuple[Any, MoleculeDataModule], molecules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as the folder of a run."""
+    task, data = spmm
+    recipe = find_recipe("molecules/spmm")
+    cli = RecipeParser(recipe, merge(recipe.sized("small"), TINY), [f"--data.path={molecules}"])
+    folder = RunFolder.create(tmp_path_factory.mktemp("run") / "spmm")
+    folder.write_recipe(cli.resolved())
+    folder.checkpoints.mkdir()
+    content = {"state_dict": task.state_dict(), "MoleculeDataModule": data.state_dict()}
+    torch.save(content, folder.checkpoints / "last.ckpt")
+    return folder.path

@@ -155,6 +155,12 @@ class TestStandardiser:
 
 def test_base_says_what_is_missing() -> None:
     base: Any = SmilesTokenizer(10)
-    for call in (lambda: base.fit([]), lambda: base.encode([]), lambda: base.decode([]), base.state, lambda: base.load({})):
+    for call in (
+        lambda: base.fit([]),
+        lambda: base.encode([]),
+        lambda: base.decode([]),
+        base.state,
+        lambda: base.load({}),
+    ):
         with pytest.raises(TypeError, match="SmilesTokenizer has no"):
             call()

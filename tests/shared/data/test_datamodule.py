@@ -100,6 +100,17 @@ def test_a_training_loader_goes_on_where_it_was(toy: Any, workers: int) -> None:
     assert [batch.ids for batch in second] == whole[2:]
 
 
+def test_a_run_s_split_is_taken_over_whatever_the_file_holds_by_now(toy: Any) -> None:
+    first, now = toy(n=24, valid=4), toy(n=24, valid=8)
+    first.setup(), now.setup()
+    now.use_splits(first.splits)
+    assert [len(now.part(name)) for name in ("train", "valid", "test")] == [16, 4, 4]
+    grown = toy(n=30)
+    grown.setup()
+    with pytest.raises(DataError, match="6 of 30 items have no split, for example 'item-24'"):
+        grown.use_splits(first.splits)
+
+
 def test_batches_of_new_items_keep_their_order(toy: Any) -> None:
     data = toy()
     data.setup()

@@ -1,0 +1,220 @@
+"""`MoleculeDataModule`: reading, splits, batches with missing modalities, new items, labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.synthetic import KINDS, write_synthetic
+from polyfm.domains.molecules.transforms import SEP, BpeTokenizer
+from polyfm.shared.data.sampler import Key
+from polyfm.shared.errors import DataError, RecipeError
+
+ALL = ["smiles", "properties", "graph"]
+
+
+def module(path: Path, **settings: Any) -> MoleculeDataModule:
+    data = MoleculeDataModule(str(path), **settings)
+    data.setup()
+    return data
+
+
+def batch_of(data: MoleculeDataModule, n: int = 6) -> Any:
+    return data.collate(data.make_samples([Key(i, 0) for i in range(n)]))
+
+
+class TestReading:
+    def test_scaffolds_are_not_cut(self, molecules: Path) -> None:
+        data = module(molecules)
+        assert data.splits.cut_groups() == []
+        assert sum(data.splits.counts().values()) == 80
+        assert data.remarks == ["smiles taken from column 'smiles'", "id taken from column 'id'"]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_format_gives_the_same_batches(self, molecules: Path, tmp_path: Path, kind: str) -> None:
+        expected = module(molecules)
+        found = module(write_synthetic(tmp_path, kind=kind, n=80))
+        assert sorted(found.table.smiles) == sorted(expected.table.smiles)
+        assert found.splits.counts() == expected.splits.counts()
+
+    def test_a_random_split_is_the_seed_s_and_keeps_a_molecule_on_its_side(self, molecules: Path) -> None:
+        def parts(seed: int) -> np.ndarray:
+            data = MoleculeDataModule(str(molecules), split="random")
+            data.split_seed = seed
+            data.setup()
+            names: np.ndarray = data.splits.names
+            return names
+
+        assert (parts(1) == parts(1)).all()
+        assert (parts(1) != parts(2)).any()
+
+    def test_a_column_may_say_the_split(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules)
+        frame["fold"] = ["train"] * 50 + ["val"] * 20 + ["TEST"] * 10
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        data = module(tmp_path / "x.csv", split="fold")
+        assert data.splits.counts() == {"train": 50, "valid": 20, "test": 10}
+        with pytest.raises(DataError, match="no column 'fould'; .* Did you mean 'fold'"):
+            module(tmp_path / "x.csv", split="fould")
+
+    def test_broken_rows_are_in_quarantine_and_the_rest_goes_on(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules)
+        frame.loc[[3, 7], "smiles"] = ["not one", ""]
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        data = module(tmp_path / "x.csv")
+        assert len(data.table) == 78
+        assert [finding.row for finding in data.quarantine.items] == [4, 8]
+        assert any("2 of 80 rows left out" in line for line in data.summary())
+
+    def test_a_limit_reads_only_the_beginning(self, molecules: Path) -> None:
+        data = MoleculeDataModule(str(molecules))
+        data.limit = 40
+        data.setup()
+        assert len(data.table) == 40
+
+    def test_long_smiles_are_cut_and_counted(self, molecules: Path) -> None:
+        data = module(molecules, max_tokens=12)
+        assert data.lengths().max() == 12
+        cut = next(remark for remark in data.remarks if "tokens and are cut there" in remark)
+        assert cut.endswith("SMILES have more than 12 tokens and are cut there (data.max_tokens)")
+        batch = batch_of(data, 80)
+        assert int(batch["smiles"].lengths.max()) == 12
+        assert (batch["smiles"].ids[batch["smiles"].cu_seqlens[1:].long() - 1] == SEP).all()
+
+    def test_wrong_settings_are_refused(self, molecules: Path) -> None:
+        with pytest.raises(RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph"):
+            MoleculeDataModule(str(molecules), modalities=["smile"])
+        with pytest.raises(RecipeError, match="named twice"):
+            MoleculeDataModule(str(molecules), targets=["activity", "activity"])
+        with pytest.raises(DataError, match="no column 'activty'"):
+            module(molecules, targets=["activty"])
+
+
+class TestBatches:
+    def test_all_modalities_of_all_molecules(self, molecules: Path) -> None:
+        data = module(molecules, modalities=ALL, targets=["activity", "active"])
+        batch = batch_of(data)
+        assert batch.ids == data.table.ids[:6]
+        assert batch["smiles"].rows.tolist() == list(range(6))
+        assert batch["properties"].values.shape == (6, len(DESCRIPTORS))
+        assert len(batch["graph"].cu_nodes) == 7
+        np.testing.assert_allclose(batch.targets["labels"], data.table.targets[:6], rtol=1e-6)
+        decoded = data.tokenizer.decode(batch["smiles"].ids[: int(batch["smiles"].cu_seqlens[1])].tolist())
+        assert decoded == data.table.smiles[0]
+
+    def test_what_a_molecule_lacks_is_left_out(self, molecules: Path) -> None:
+        data = module(molecules, modalities=ALL)
+        samples = data.make_samples([Key(i, 0) for i in range(4)])
+        samples[1] = samples[1].replace(smiles=None)
+        samples[2] = samples[2].replace(properties=None)
+        batch = data.collate(samples)
+        assert batch["smiles"].rows.tolist() == batch["graph"].rows.tolist() == [0, 2, 3]
+        assert batch["properties"].rows.tolist() == [0, 1, 3]
+        assert batch.present("smiles").tolist() == [True, False, True, True]
+        assert len(set(batch.groups.tolist())) == 4
+
+    @pytest.mark.parametrize("kept", [0, 2])
+    def test_no_molecule_at_all_has_a_modality(self, molecules: Path, kept: int) -> None:
+        data = module(molecules, modalities=ALL)
+        samples = data.make_samples([Key(i, 0) for i in range(kept)])
+        batch = data.collate([sample.replace(smiles=None, properties=None) for sample in samples])
+        for name in ALL:
+            assert len(batch[name].rows) == 0
+        assert batch["properties"].values.shape == (0, 53)
+
+    def test_one_molecule_under_two_names_is_one_group(self, molecules: Path) -> None:
+        data = module(molecules)
+        samples = data.samples_from(["CCO", "OCC", "CCN"])
+        groups = data.collate(samples).groups.tolist()
+        assert groups[0] == groups[1] != groups[2]
+
+    def test_properties_are_scaled_by_the_training_part(self, molecules: Path) -> None:
+        data = module(molecules, modalities=["properties"])
+        train = data.collate(data.make_samples([Key(int(i), 0) for i in data.part("train")]))["properties"]
+        weight = DESCRIPTORS.index("MolWt")
+        assert float(train.values[:, weight].mean()) == pytest.approx(0, abs=1e-5)
+        assert float(train.values[:, weight].std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+    def test_a_piecewise_tokenizer_is_an_option(self, molecules: Path) -> None:
+        data = module(molecules, tokenizer=BpeTokenizer)
+        ids = batch_of(data)["smiles"].ids
+        assert int(ids.max()) < 300
+        assert data.lengths().mean() < module(molecules).lengths().mean()
+
+
+class TestState:
+    def test_another_run_s_transforms_are_taken_over(self, molecules: Path, tmp_path: Path) -> None:
+        first = module(molecules, modalities=["smiles", "properties"])
+        second = MoleculeDataModule(str(write_synthetic(tmp_path, n=40, seed=9)), modalities=["smiles", "properties"])
+        second.load_state_dict(first.state_dict())
+        second.setup()
+        np.testing.assert_array_equal(second.standardiser.mean, first.standardiser.mean)
+        assert second.tokenizer.state() == first.tokenizer.state()
+
+    def test_a_run_without_descriptors_cannot_lend_their_scales(self, molecules: Path) -> None:
+        first = module(molecules, modalities=["smiles"])
+        second = MoleculeDataModule(str(molecules), modalities=["properties"])
+        with pytest.raises(DataError, match="no means and scales of the descriptors"):
+            second.load_state_dict(first.state_dict())
+
+    def test_the_state_loads_safely(self, molecules: Path, tmp_path: Path) -> None:
+        for tokenizer in (MoleculeDataModule(str(molecules)).tokenizer.__class__, BpeTokenizer):
+            data = module(molecules, modalities=["smiles", "properties"], tokenizer=tokenizer)
+            torch.save(data.state_dict(), tmp_path / "state")
+            assert torch.load(tmp_path / "state", weights_only=True) == data.state_dict()  # noqa: TID251
+
+
+class TestNewItems:
+    def test_strings_a_file_and_samples_are_the_same(self, molecules: Path) -> None:
+        data = module(molecules, modalities=ALL)
+        smiles = pd.read_csv(molecules)["smiles"].tolist()[:5]
+        from_strings, from_file = data.samples_from(smiles), data.samples_from(molecules)[:5]
+        assert [sample.smiles for sample in from_strings] == [sample.smiles for sample in from_file]
+        np.testing.assert_array_equal(from_strings[2].properties, from_file[2].properties)
+        assert data.samples_from(from_file) == from_file
+        assert [sample.id for sample in from_file] == pd.read_csv(molecules)["id"].tolist()[:5]
+        assert data.samples_from([]) == []
+
+    def test_strings_are_made_canonical(self, molecules: Path) -> None:
+        data = module(molecules)
+        assert [s.smiles for s in data.samples_from(["OCC", "C(C)O", "C[C@H](N)O"])] == ["CCO", "CCO", "CC(N)O"]
+        assert module(molecules, isomeric=True).samples_from(["C[C@H](N)O"])[0].smiles == "C[C@H](N)O"
+
+    def test_of_a_salt_the_largest_fragment(self, molecules: Path) -> None:
+        data = module(molecules, largest_fragment=True)
+        assert data.samples_from(["CCO.[Na+]"])[0].smiles == "CCO"
+
+    @pytest.mark.parametrize(("item", "why"), [("hello", "'hello' is no molecule"), (7, "7 is no SMILES string")])
+    def test_what_is_no_molecule_is_told_by_its_place(self, molecules: Path, item: Any, why: str) -> None:
+        with pytest.raises(DataError, match=f"item 1: {why}"):
+            module(molecules).samples_from(["CCO", item])
+
+    def test_a_file_with_other_columns_is_guessed_anew(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules).rename(columns={"smiles": "structure"})
+        frame.to_csv(tmp_path / "train.csv", index=False)
+        data = module(tmp_path / "train.csv", smiles="structure")
+        assert len(data.samples_from(molecules)) == 80
+        assert data.remarks[0] == "smiles taken from column 'smiles'"
+        assert len(data.samples_from(tmp_path / "train.csv")) == 80
+
+
+class TestLabels:
+    def test_names_and_values_in_the_file_s_unit(self, molecules: Path) -> None:
+        data = module(molecules, targets=["activity", "assay_amide"])
+        frame = pd.read_csv(molecules)
+        assert data.target_names() == ["activity", "assay_amide"]
+        found = data.target_values(np.array([2, 5]))
+        np.testing.assert_array_equal(found, frame[["activity", "assay_amide"]].to_numpy()[[2, 5]])
+
+    def test_pre_training_has_none(self, molecules: Path) -> None:
+        data = module(molecules)
+        assert data.target_names() == []
+        assert data.target_values(np.array([0, 1])).shape == (2, 0)
+        assert batch_of(data).targets == {}

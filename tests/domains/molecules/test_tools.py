@@ -1,0 +1,81 @@
+"""`polyfm tool molecules`: both directions of SPMM as commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.tools import TOOLS, generate, parse_properties, properties
+from polyfm.shared.errors import UsageError
+
+
+def test_wanted_properties_by_name() -> None:
+    wanted = parse_properties("MolWt=300, TPSA=60.5")
+    assert wanted[DESCRIPTORS.index("MolWt")] == 300
+    assert wanted[DESCRIPTORS.index("TPSA")] == 60.5
+    assert np.isnan(wanted).sum() == 51
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MolWeight=300", "there is no property 'MolWeight'. Did you mean Mol"),
+        ("MolWt=heavy", "--properties MolWt: 'heavy' is not a number"),
+        ("MolWt", "--properties MolWt: '' is not a number"),
+        ("MolWt=inf", "'inf' is not a number"),
+    ],
+)
+def test_wrong_wishes(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_properties(text)
+    assert message in str(error.value)
+
+
+def test_smiles_for_wanted_properties(spmm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "x.csv"
+    generate([str(spmm_run), "--properties", "MolWt=200,TPSA=40", "--beams", "3", "--out", str(out)])
+    table = pd.read_csv(out, keep_default_na=False)
+    assert table.columns.tolist() == ["id", "beam", "smiles"]
+    assert table["beam"].tolist() == list(range(1, len(table) + 1))
+    assert "validity" in capsys.readouterr().out
+
+
+def test_smiles_like_those_of_a_file(spmm_run: Path, molecules: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.csv"
+    pd.read_csv(molecules)[["id", "smiles"]].head(3).to_csv(few, index=False)
+    generate([str(spmm_run), "--like", str(few), "--beams", "1", "--out", str(tmp_path / "x.csv")])
+    assert pd.read_csv(tmp_path / "x.csv")["id"].tolist() == ["SYN-00001", "SYN-00002", "SYN-00003"]
+
+
+def test_properties_of_a_file(spmm_run: Path, molecules: Path, tmp_path: Path) -> None:
+    properties([str(spmm_run), str(molecules), "--out", str(tmp_path / "x.csv")])
+    table = pd.read_csv(tmp_path / "x.csv")
+    assert table.columns.tolist() == ["id", *DESCRIPTORS]
+    assert table["id"].tolist() == pd.read_csv(molecules)["id"].tolist()
+    assert table.notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "--out", "x.csv"], "give either --properties or --like"),
+        (["RUN", "--out", "x.csv", "--properties", "MolWt=1", "--like", "y"], "give either --properties or --like"),
+        (["RUN", "--out", "x.csv", "--properties", "MolWt=1", "--beams", "0"], "--beams must be at least 1"),
+        (["RUN", "--out", "x.txt", "--properties", "MolWt=1"], "the result is a .csv file"),
+        (["NOWHERE", "--out", "x.csv", "--properties", "MolWt=1"], "not the folder of a run"),
+    ],
+)
+def test_wrong_words(spmm_run: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    named = {"RUN": str(spmm_run), "NOWHERE": str(tmp_path)}
+    with pytest.raises(UsageError) as error:
+        generate([named.get(word, word) for word in words])
+    assert message in str(error.value)
+
+
+def test_every_tool_says_what_it_does() -> None:
+    assert set(TOOLS) == {"generate", "properties"}
+    assert all("polyfm tool molecules" in (tool.__doc__ or "") for tool in TOOLS.values())
