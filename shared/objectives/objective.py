@@ -188,15 +188,3 @@ def inputs_of(features: Features, batch: ModalityBatch) -> Any:
     if len(features.rows) == len(batch.rows):
         return batch
     return batch.select(torch.searchsorted(batch.rows, features.rows))
-
-
-def mean_over(losses: Tensor, anchors: Tensor) -> Tensor:
-    """Mean loss of the items that took part; exactly 0, yet connected, when none did.
-
-    Args:
-        losses: (n,) one loss per item.
-        anchors: Any tensor of the graph that must receive a (zero) gradient when n = 0.
-    """
-    if not losses.numel():
-        return anchors.sum() * 0.0
-    return losses.mean()
