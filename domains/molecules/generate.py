@@ -52,6 +52,7 @@ def write_smiles(
     *,
     beams: int = 2,
     max_length: int = 100,
+    length_penalty: float = 1.0,
     chunk: int = 64,
 ) -> list[list[str]]:
     """SMILES for given properties.
@@ -62,6 +63,7 @@ def write_smiles(
         properties: (n, 53) in the descriptors' own units, NaN where nothing is asked for.
         beams: k of the beam search.
         max_length: Most tokens.
+        length_penalty: See `beam_search`; at 0 a model that is not sure writes single atoms, its likeliest strings.
         chunk: Molecules written at a time.
 
     Returns:
@@ -82,7 +84,9 @@ def write_smiles(
                 return objective.head(LastToken()(fused), table(model, "smiles"))  # type: ignore[no-any-return]
 
             prompt = pack_ids([np.array([CLS])] * len(rows)).to(device)
-            found = beam_search(step, prompt, end=SEP, max_length=max_length, beams=beams)
+            found = beam_search(
+                step, prompt, end=SEP, max_length=max_length, beams=beams, min_length=1, length_penalty=length_penalty
+            )
             out += [[data.tokenizer.decode(ids) for ids in written] for written in found.sequences()]
             bar.update(len(out), len(properties))
     return out

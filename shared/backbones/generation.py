@@ -133,7 +133,15 @@ def generate(
 
 @torch.no_grad()
 def beam_search(
-    step: Step, prompt: TokenIds, *, end: int, max_length: int, beams: int, cached: bool = True
+    step: Step,
+    prompt: TokenIds,
+    *,
+    end: int,
+    max_length: int,
+    beams: int,
+    min_length: int = 0,
+    length_penalty: float = 0.0,
+    cached: bool = True,
 ) -> Generated:
     """The likeliest finished sequences, searched for along several at a time (SPMM's k-beam).
 
@@ -146,6 +154,9 @@ def beam_search(
         end: Id of the end token.
         max_length: Most tokens written.
         beams: K, sequences followed and returned per prompt.
+        min_length: Fewest tokens before the end token.
+        length_penalty: α: finished sequences are ranked by log-probability / lengthᵅ (Wu et al., arXiv 1609.08144, 7,
+            in the form of transformers). 0 ranks by probability, which favours the shortest; 1 by its mean per token.
         cached: Whether steps see only new tokens; otherwise all, with no cache (slow; same result).
     """
     size, device = len(prompt.rows), prompt.ids.device
@@ -157,13 +168,22 @@ def beam_search(
     first = torch.arange(size, device=device)[:, None] * beams
     written = _Written(prompt, beams, max_length, end, cached)
 
-    while written.length < max_length and bool((running[:, 0] > best[:, -1]).any()):
+    def score(log_probs: Tensor, lengths: Tensor | int) -> Tensor:
+        return log_probs / torch.as_tensor(lengths, device=device).clamp(min=1) ** length_penalty
+
+    # The best that may come of a running beam: nothing more lost, over the greatest length.
+    while written.length < max_length and bool(
+        (score(running[:, 0], max_length) > score(best, best_lengths)[:, -1]).any()
+    ):
         log_probs = written.ask(step).float().log_softmax(-1).view(size, beams, -1)
         log_probs = running[..., None] + log_probs
         # Every beam may end here (its unwritten ids are end tokens already) …
-        best, kept = torch.cat([best, log_probs[..., end]], dim=1).topk(beams, dim=-1)
+        ended = log_probs[..., end] if written.length >= min_length else nothing
+        either = torch.cat([best, ended], dim=1)
+        either_lengths = torch.cat([best_lengths, torch.full_like(best_lengths, written.length + 1)], dim=1)
+        kept = score(either, either_lengths).topk(beams, dim=-1).indices
+        best, best_lengths = _pick(either, kept), _pick(either_lengths, kept)
         best_ids = _pick(torch.cat([best_ids, written.ids.view(size, beams, max_length)], dim=1), kept)
-        best_lengths = _pick(torch.cat([best_lengths, torch.full_like(best_lengths, written.length + 1)], dim=1), kept)
         # … and the likeliest that do not end go on.
         log_probs[..., end] = float("-inf")
         running, index = log_probs.flatten(1).topk(beams, dim=-1)

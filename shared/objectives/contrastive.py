@@ -29,7 +29,7 @@ from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.gather import Ranks
-from polyfm.shared.objectives.objective import ObjectiveOutput, Views
+from polyfm.shared.objectives.objective import ObjectiveOutput, Progress, Views
 from polyfm.shared.objectives.pairs import PairwiseObjective, Sides, positives
 from polyfm.shared.objectives.queue import FeatureQueue
 from polyfm.shared.objectives.tiled import hardest, log_sum_exp
@@ -98,6 +98,8 @@ class InfoNCE(PairwiseObjective):
         bounds: Least and largest τ.
         queue: K, vectors of earlier batches that are compared with, too; 0 for those of the batch only. Earlier vectors
             of an item's own group are positives of it, so a queue may be larger than the data.
+        queue_after: Passes over the data before the queue counts. Vectors of a model that has barely begun are told from
+            the batch's by their age alone; they matter where a run has hundreds of steps, not hundreds of thousands.
         soft: α, share of the teacher's similarities in the targets.
         ramp: α rises linearly over so many passes over the data.
         intra: Whether terms within each modality are added (SPMM); they need the teacher, so a queue or soft targets.
@@ -110,6 +112,7 @@ class InfoNCE(PairwiseObjective):
         temperature: float = 0.07,
         bounds: tuple[float, float] = (0.01, 0.5),
         queue: int = 0,
+        queue_after: float = 0.0,
         soft: float = 0.0,
         ramp: float = 1.0,
         intra: bool = False,
@@ -125,7 +128,8 @@ class InfoNCE(PairwiseObjective):
             raise RecipeError(
                 f"the temperature {temperature} is not within its bounds {bounds}", where="objectives.InfoNCE"
             )
-        self.queue, self.soft, self.ramp, self.intra = queue, soft, ramp, intra
+        self.queue, self.queue_after = queue, queue_after
+        self.soft, self.ramp, self.intra = soft, ramp, intra
         self.bounds = (-math.log(bounds[1]), -math.log(bounds[0]))
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.queues = nn.ModuleDict()
@@ -152,20 +156,25 @@ class InfoNCE(PairwiseObjective):
         losses = []
         for sides in self.sides(views, batch):
             if self.taught:
-                loss, more = self._with_teacher(sides, scale, self.soft * views.progress.ramp(self.ramp))
+                loss, more = self._with_teacher(sides, scale, views.progress)
             else:
                 loss, more = info_nce(sides.a, sides.b, scale, sides.groups)
             losses.append(loss)
             logs |= self.named(sides.name, more)
         return ObjectiveOutput(loss=torch.stack(losses).sum(), logs=logs)
 
-    def _with_teacher(self, sides: Sides, scale: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _with_teacher(self, sides: Sides, scale: Tensor, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
+        alpha = self.soft * progress.ramp(self.ramp)
+        # Not in validation: a queue that fills makes the same model's loss rise.
+        queued = bool(self.queue) and self.training and progress.epoch >= self.queue_after
         ranks = Ranks.of(sides.a)
         groups = ranks.gather(sides.groups)
         own = {"a": sides.a, "b": sides.b}
         taught: dict[str, Tensor] = {"a": sides.teacher_a, "b": sides.teacher_b}  # type: ignore[dict-item]
         fresh = {side: ranks.gather(vectors) for side, vectors in taught.items()}
-        candidates = {side: self._with_queue(f"{sides.name}/{side}", fresh[side], groups) for side in fresh}
+        candidates = {side: (vectors, groups) for side, vectors in fresh.items()}
+        if queued:
+            candidates = {side: self._with_queue(f"{sides.name}/{side}", *both) for side, both in candidates.items()}
         total = scale.new_zeros(len(sides.a))
         for anchor, other in [("a", "b"), ("b", "a")] + ([("a", "a"), ("b", "b")] if self.intra else []):
             vectors, all_groups = candidates[other]
@@ -177,12 +186,7 @@ class InfoNCE(PairwiseObjective):
         return ranks.mean(total), _logs(ranks, counts, first)
 
     def _with_queue(self, name: str, vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """This step's vectors and groups, kept for `update`, and the queue's behind them; in training only.
-
-        A queue that fills makes the same model's loss rise: validation losses of different steps could not be compared.
-        """
-        if not (self.queue and self.training):
-            return vectors, groups
+        """This step's vectors and groups, kept for `update`, and the queue's behind them."""
         self._fresh[name] = vectors, groups
         earlier, earlier_groups = self.queues[name].valid()  # type: ignore[operator]
         return torch.cat([vectors, earlier]), torch.cat([groups, earlier_groups])

@@ -10,12 +10,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.block import Block
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.training.stages import Stage, trainable
+
+BEYOND = 10**9
+"""Steps of a run that only its time ends."""
 
 
 class AdamW:
@@ -45,31 +49,42 @@ class AdamW:
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.warmup, self.floor, self.layer_decay = warmup, floor, layer_decay
 
-    def __call__(self, module: nn.Module, total_steps: int, stages: Mapping[str, Stage] = {}) -> dict[str, Any]:
+    def __call__(
+        self,
+        module: nn.Module,
+        total_steps: int,
+        stages: Mapping[str, Stage] = {},
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> dict[str, Any]:
         """Optimiser and schedule in Lightning's form.
 
         Args:
             module: Whose parameters are optimised.
             total_steps: Of the run, for the schedule.
             stages: May train what is frozen at first, and set rates of their own.
+            clock: Share of the run's time that has passed; see `time_passed`.
         """
         groups = self.groups(module, stages)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self.factor(total_steps)] * len(groups))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [self.factor(total_steps, clock)] * len(groups))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def factor(self, total_steps: int) -> Callable[[int], float]:
+    def factor(self, total_steps: int, clock: Callable[[], float] = lambda: 0.0) -> Callable[[int], float]:
         """Rate at a step, as a share of the peak.
+
+        A run that its time ends has the same curve as one that its steps end: whichever is further along decides.
 
         Args:
             total_steps: Of the run.
+            clock: Share of the run's time that has passed.
         """
         warm = max(round(self.warmup * total_steps), 1)
 
         def at(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm  # the last step of the warm-up has the peak rate
-            done = min((step - warm) / max(total_steps - warm, 1), 1.0)
+            passed = max(step, clock() * total_steps)
+            if passed < warm:
+                return min((passed + 1) / warm, 1.0)  # the last step of the warm-up has the peak rate
+            done = min((passed - warm) / max(total_steps - warm, 1), 1.0)
             return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
         return at
@@ -107,13 +122,40 @@ def total_steps(trainer: L.Trainer) -> int:
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     epochs = trainer.max_epochs
     if epochs is None or epochs < 0:
-        if trainer.max_steps < 0:
-            raise RecipeError(
-                "a schedule needs an end", where="trainer", remedy="Set trainer.max_epochs or trainer.max_steps"
-            )
-        return trainer.max_steps
+        if trainer.max_steps >= 0:
+            return trainer.max_steps
+        if _timer(trainer) is not None:
+            return BEYOND
+        raise RecipeError(
+            "a schedule needs an end",
+            where="trainer",
+            remedy="Set trainer.max_epochs, trainer.max_steps or trainer.max_time",
+        )
     steps = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
     return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
+
+
+def time_passed(trainer: L.Trainer) -> Callable[[], float]:
+    """Makes the clock of a schedule: the share of ``trainer.max_time`` that has passed, 0 where there is none.
+
+    Time before a resume counts.
+
+    Args:
+        trainer: Of the run.
+    """
+    timer = _timer(trainer)
+    if timer is None:
+        return lambda: 0.0
+
+    def share() -> float:
+        elapsed = timer.time_elapsed()
+        return elapsed / max(elapsed + (timer.time_remaining() or 0.0), 1e-9)
+
+    return share
+
+
+def _timer(trainer: L.Trainer) -> Timer | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)  # type: ignore[attr-defined]
 
 
 def _below_the_top(module: nn.Module) -> dict[str, int]:

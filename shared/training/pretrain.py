@@ -16,7 +16,7 @@ from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.objective import Objective, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.gradients import GradientPolicy
-from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, total_steps
+from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, time_passed, total_steps
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.views import answer
 
@@ -155,7 +155,7 @@ class PretrainTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay."""
-        return self.optimizer(self, total_steps(self.trainer), self.stages)
+        return self.optimizer(self, total_steps(self.trainer), self.stages, time_passed(self.trainer))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The stages, if there are any."""

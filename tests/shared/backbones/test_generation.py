@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -76,20 +77,27 @@ def score(model: CausalDecoder, prompt: Tensor, written: list[int]) -> float:
     return float(log_probs.gather(1, everything[len(prompt) :, None]).sum())
 
 
-def test_wide_beams_find_all_sequences_in_order(ids: Callable[..., TokenIds]) -> None:
+@pytest.mark.parametrize(("penalty", "least"), [(0.0, 0), (0.6, 0), (1.0, 1), (2.0, 2)])
+def test_wide_beams_find_all_sequences_in_order(ids: Callable[..., TokenIds], penalty: float, least: int) -> None:
     """With room for every sequence of up to four tokens, beam search is sorting: 1 + 4 + 16 + 64 of them end."""
     model, prompt = decoder(), ids(PROMPTS, VOCABULARY)
-    found = beam_search(model.step, prompt, end=0, max_length=4, beams=256)
-    written = [[*w, 0] for n in range(4) for w in itertools.product(range(1, VOCABULARY), repeat=n)]
+    options: dict[str, Any] = {"min_length": least, "length_penalty": penalty}
+    found = beam_search(model.step, prompt, end=0, max_length=4, beams=256, **options)
+    written = [[*w, 0] for n in range(least, 4) for w in itertools.product(range(1, VOCABULARY), repeat=n)]
+    few = beam_search(model.step, prompt, end=0, max_length=4, beams=64, **options)
     for row, (start, length) in enumerate(zip(prompt.cu_seqlens.tolist(), PROMPTS, strict=False)):
-        scores = sorted(((score(model, prompt.ids[start : start + length], w), w) for w in written), reverse=True)
-        assert int(found.finished[row].sum()) == len(written) == 85
+        scores = [(score(model, prompt.ids[start : start + length], w), w) for w in written]
+        scores.sort(key=lambda found: found[0] / len(found[1]) ** penalty, reverse=True)
+        ended = int(found.finished[row].sum())
+        assert ended == len(written)
         torch.testing.assert_close(
-            found.log_probs[row, :85], torch.tensor([s for s, _ in scores]), atol=1e-5, rtol=1e-5
+            found.log_probs[row, :ended], torch.tensor([s for s, _ in scores]), atol=1e-5, rtol=1e-5
         )
-        assert found.sequences()[row][:85] == [w[:-1] for _, w in scores]
+        assert found.sequences()[row][:ended] == [w[:-1] for _, w in scores]
         # Behind them stand the likeliest that were cut at four tokens.
-        assert found.lengths[row, 85:].unique().tolist() == [4]
+        assert found.lengths[row, ended:].unique().tolist() == [4]
+        # Stopping early loses nothing: as many beams as ever run at once find the same best ones.
+        assert few.sequences()[row] == found.sequences()[row][:64]
 
 
 def test_greedy_takes_the_likeliest(ids: Callable[..., TokenIds]) -> None:

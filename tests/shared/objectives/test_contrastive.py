@@ -208,6 +208,21 @@ def test_validation_leaves_the_queue_alone(bench: Any, make: Any) -> None:
     assert len(tested.objective.queues["properties-smiles/a"]) == 0
 
 
+def test_queue_waits_until_the_model_has_begun(bench: Any, make: Any) -> None:
+    """Before `queue_after` passes the loss is that without a queue, and nothing is kept; then vectors gather."""
+    tested, plain, batch = bench(InfoNCE(queue=8, queue_after=2.0)), bench(InfoNCE(soft=1e-9)), make(ALL, ALL)
+    loss = tested.loss(batch, epoch=1.5)
+    torch.testing.assert_close(loss, plain.loss(batch, epoch=1.5), rtol=1e-6, atol=1e-6)
+    tested.objective.update(tested.views(batch))
+    queue = tested.objective.queues["properties-smiles/a"]
+    assert len(queue) == 0
+    tested.loss(batch, epoch=2.0)
+    tested.objective.update(tested.views(batch))
+    assert len(queue) == 6
+    other = make(ALL, ALL, groups=range(10, 16), seed=3)
+    assert tested.loss(other, epoch=2.0) > plain.loss(other, epoch=2.0)  # more to be told apart
+
+
 def test_terms_within_a_modality_need_the_teacher() -> None:
     with pytest.raises(RecipeError, match="teacher"):
         InfoNCE(intra=True)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 
 from polyfm.shared.backbones.block import Llama, PostNorm
@@ -20,7 +21,7 @@ from polyfm.shared.objectives.masked import MaskedTokens
 from polyfm.shared.objectives.objective import Objective
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.tokens.text import TextTokens
-from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, total_steps
+from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, time_passed, total_steps
 from polyfm.shared.training.stages import Stage
 
 
@@ -33,6 +34,29 @@ def test_warm_up_then_cosine_to_the_floor_by_hand() -> None:
     assert rate(16) == pytest.approx(0.1 + 0.9 * (1 - 2**-0.5) / 2)
     assert rate(20) == pytest.approx(0.1)
     assert rate(99) == pytest.approx(0.1)
+
+
+def test_time_moves_the_schedule_on_by_hand() -> None:
+    """Whichever is further along decides: 4 steps of warm-up and 16 of decay, or the same shares of the time."""
+    now = 0.0
+    rate = AdamW(warmup=0.2, floor=0.1).factor(20, lambda: now)
+    assert rate(0) == 0.25
+    now = 0.6  # as after 12 of 20 steps
+    assert rate(1) == rate(12) == pytest.approx(0.55)
+    assert rate(16) == pytest.approx(0.1 + 0.9 * (1 - 2**-0.5) / 2)
+    now = 1.0
+    assert rate(2) == pytest.approx(0.1)
+
+
+def test_clock_is_the_share_of_the_time_allowed() -> None:
+    timer = SimpleNamespace(elapsed=15.0)
+    real = Timer(duration={"minutes": 1})
+    real.time_elapsed = lambda stage=None: timer.elapsed  # type: ignore[method-assign]
+    clock = time_passed(SimpleNamespace(callbacks=[real]))  # type: ignore[arg-type]
+    assert clock() == pytest.approx(0.25)
+    timer.elapsed = 60.0
+    assert clock() == pytest.approx(1.0)
+    assert time_passed(SimpleNamespace(callbacks=[]))() == 0.0  # type: ignore[arg-type]
 
 
 def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
@@ -119,7 +143,13 @@ def test_parameters_of_different_rates_in_a_stage_are_in_different_groups() -> N
 
 def trainer_like(batches: int, **settings: Any) -> L.Trainer:
     data = SimpleNamespace(train_dataloader=lambda: range(batches))
-    defaults = {"limit_train_batches": 1.0, "max_epochs": 3, "max_steps": -1, "accumulate_grad_batches": 1}
+    defaults = {
+        "limit_train_batches": 1.0,
+        "max_epochs": 3,
+        "max_steps": -1,
+        "accumulate_grad_batches": 1,
+        "callbacks": [],
+    }
     return SimpleNamespace(datamodule=data, **{**defaults, **settings})  # type: ignore[return-value]
 
 
@@ -131,6 +161,7 @@ def test_steps_of_a_run() -> None:
     assert total_steps(trainer_like(10, limit_train_batches=4)) == 12
     assert total_steps(trainer_like(10, limit_train_batches=0.5)) == 15
     assert total_steps(trainer_like(10, max_epochs=-1, max_steps=50)) == 50
+    assert total_steps(trainer_like(10, max_epochs=-1, callbacks=[Timer(duration={"minutes": 1})])) > 10**6
     with pytest.raises(RecipeError, match="a schedule needs an end"):
         total_steps(trainer_like(10, max_epochs=-1))
 
