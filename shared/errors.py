@@ -23,7 +23,9 @@ class PolyfmError(Exception):
     def __str__(self) -> str:
         """One line: ``where: message. remedy``."""
         text = f"{self.where}: {self.message}" if self.where is not None else self.message
-        return f"{text.rstrip('.')}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text} {self.remedy}" if text.endswith(("?", "!")) else f"{text.rstrip('.')}. {self.remedy}"
 
 
 class UsageError(PolyfmError):

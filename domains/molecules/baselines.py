@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from polyfm.shared.training.targets import MultiClass, Regression, Target
+from polyfm.shared.training.targets.multi_class import MultiClass
+from polyfm.shared.training.targets.regression import Regression
+from polyfm.shared.training.targets.target import Target
 
 TREES = 500
 
@@ -51,8 +53,11 @@ def _describe(smiles: Sequence[str]) -> np.ndarray:
 
 def baselines(
     smiles: Sequence[str], values: np.ndarray, train: np.ndarray, test: np.ndarray, target: Target, seed: int
-) -> dict[str, Callable[[], np.ndarray]]:
-    """Each baseline by name; called, it returns (n_test, outputs) in the form of ``target.decode``.
+) -> dict[str, Callable[..., np.ndarray]]:
+    """Each baseline by name; trained when it is first called.
+
+    Called, it returns (n_test, outputs) in the form of ``target.decode``; called with indices of rows (validation, to
+    choose thresholds on), the same of those.
 
     Args:
         smiles: Canonical, all rows.
@@ -62,39 +67,52 @@ def baselines(
         target: What is predicted.
         seed: Of the forests.
     """
-    kept: dict[str, np.ndarray] = {}
+    kept: dict[tuple[str, bytes], np.ndarray] = {}
 
-    def features(kind: str) -> np.ndarray:
-        if kind not in kept:
+    def features(kind: str, rows: np.ndarray) -> np.ndarray:
+        if (kind, rows.tobytes()) not in kept:
             make = fingerprints if kind == "ecfp4" else descriptors_2d
-            kept[kind] = make([smiles[i] for i in [*train, *test]])
-        return kept[kind]
+            kept[kind, rows.tobytes()] = make([smiles[i] for i in rows])
+        return kept[kind, rows.tobytes()]
 
-    def fit_predict(kind: str, make: Callable[[], Any]) -> np.ndarray:
-        x = features(kind)
-        x_train, x_test = x[: len(train)], x[len(train) :]
-        columns = []
-        for column in range(values.shape[1]):
-            y = values[train, column]
-            given = ~np.isnan(y)
-            if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
-                # One class, or no label at all, in the training part: its share is all there is to say.
-                columns.append(np.full(len(test), y[given].mean() if given.any() else 0.5))
-                continue
-            model = make().fit(x_train[given], y[given])
-            if isinstance(target, MultiClass):
-                whole = np.zeros((len(test), target.outputs))
-                whole[:, model.classes_.astype(int)] = model.predict_proba(x_test)
-                return whole
-            said = model.predict(x_test) if isinstance(target, Regression) else model.predict_proba(x_test)[:, 1]
-            columns.append(said)
-        return np.stack(columns, axis=1)
+    def method(kind: str, make: Callable[[], Any]) -> Callable[..., np.ndarray]:
+        @cache
+        def models() -> list[Any]:
+            return [_fit(make, features(kind, train), y, target) for y in values[train].T]
+
+        def predict(rows: np.ndarray = test) -> np.ndarray:
+            return np.concatenate([_predict(model, features(kind, rows), target) for model in models()], axis=1)
+
+        return predict
 
     return {
-        "ecfp4_forest": partial(fit_predict, "ecfp4", partial(_forest, target, seed)),
-        "ecfp4_linear": partial(fit_predict, "ecfp4", partial(_linear, target)),
-        "rdkit2d_forest": partial(fit_predict, "rdkit2d", partial(_forest, target, seed)),
+        "ecfp4_forest": method("ecfp4", partial(_forest, target, seed)),
+        "ecfp4_linear": method("ecfp4", partial(_linear, target)),
+        "rdkit2d_forest": method("rdkit2d", partial(_forest, target, seed)),
     }
+
+
+def _fit(make: Callable[[], Any], x: np.ndarray, y: np.ndarray, target: Target) -> Any:
+    """A model of one column; of a column that has one class or no label at all in training, its share."""
+    given = ~np.isnan(y)
+    if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
+        return float(y[given].mean()) if given.any() else 0.5
+    return make().fit(x[given], y[given])
+
+
+def _predict(model: Any, x: np.ndarray, target: Target) -> np.ndarray:
+    """(n, 1) predictions of one column, or (n, classes)."""
+    if isinstance(model, float):
+        return np.full((len(x), 1), model)
+    if isinstance(target, Regression):
+        said: np.ndarray = model.predict(x)[:, None]
+        return said
+    probabilities: np.ndarray = model.predict_proba(x)
+    if isinstance(target, MultiClass):
+        whole = np.zeros((len(x), target.outputs))
+        whole[:, model.classes_.astype(int)] = probabilities
+        return whole
+    return probabilities[:, 1:]
 
 
 def _forest(target: Target, seed: int) -> Any:

@@ -17,7 +17,7 @@ from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
-from polyfm.domains.molecules.structure_files import TABLES
+from polyfm.domains.molecules.structure_files import TABLES, open_structures
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
@@ -52,6 +52,8 @@ class MoleculeDataModule(DataModule):
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
+
+    READING = ("smiles", "id")
 
     table: MoleculeTable
 
@@ -177,26 +179,18 @@ class MoleculeDataModule(DataModule):
             for i, _ in keys
         ]
 
-    def samples_from(self, items: Any) -> list[MoleculeSample]:
+    def samples_from(self, items: Any, **reading: Any) -> list[MoleculeSample]:
         """See `DataModule.samples_from`.
 
         Args:
             items: Path of a file in any format that `read_molecules` reads, SMILES strings, or samples.
+            reading: Of a file; see `read_new`.
 
         Raises:
             DataError: A string is no molecule. What a file holds of such goes to ``quarantine`` instead.
         """
         if isinstance(items, str | Path):
-            table = read_molecules(
-                items,
-                smiles=self._smiles_column(items),
-                largest_fragment=self.largest_fragment,
-                isomeric=self.isomeric,
-                duplicates="keep",
-                workers=self.num_workers,
-            )
-            self.source, self.remarks = str(items), _announced(table, ("smiles", "id"))
-            self.quarantine, self.notices = table.quarantine, table.notices
+            table = self.read_new(items, **reading)
             smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
         elif items and isinstance(items[0], MoleculeSample):
             return list(items)
@@ -220,10 +214,27 @@ class MoleculeDataModule(DataModule):
             for id, row, text, values in zip(ids, rows, smiles, properties, strict=True)
         ]
 
-    def _smiles_column(self, path: str | Path) -> str | None:
-        """The training file's SMILES column if this file has it, too; otherwise it is guessed anew."""
-        table = suffix(Path(path)) in TABLES and Path(path).is_file()
-        return self.smiles if self.smiles and table and self.smiles in open_table(path).columns else None
+    def read_new(self, path: str | Path, *, smiles: str = "", id: str = "") -> MoleculeTable:
+        """New molecules as those of the run were read, every usable row; ``quarantine`` has the others.
+
+        Args:
+            path: A file in any format that `read_molecules` reads.
+            smiles: Column of the SMILES; if empty the run's, where this file has it, too, else guessed anew.
+            id: Column of the ids; the same.
+        """
+        columns = _columns(path) if self.smiles or self.id else ()
+        table = read_molecules(
+            path,
+            smiles=smiles or (self.smiles if self.smiles in columns else None),
+            id=id or (self.id if self.id in columns else None),
+            largest_fragment=self.largest_fragment,
+            isomeric=self.isomeric,
+            duplicates="keep",
+            workers=self.num_workers,
+        )
+        self.source, self.remarks = str(path), _announced(table, ("smiles", "id"))
+        self.quarantine, self.notices = table.quarantine, table.notices
+        return table
 
     def collate(self, samples: Sequence[MoleculeSample]) -> Batch:
         """See `DataModule.collate`."""
@@ -270,7 +281,7 @@ class MoleculeDataModule(DataModule):
         values: np.ndarray = self.table.targets[indices]
         return values
 
-    def baselines(self, target: Any) -> dict[str, Callable[[], np.ndarray]]:
+    def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""
         parts = self.part("train"), self.part("test")
         return baselines(self.table.smiles, self.table.targets, *parts, target, self.seed)
@@ -280,6 +291,11 @@ class MoleculeDataModule(DataModule):
         from polyfm.domains.molecules.evaluate import evaluate
 
         return evaluate(task, self)
+
+
+def _columns(path: str | Path) -> tuple[str, ...]:
+    """Of a file of any format; of a table whatever its SMILES column is called."""
+    return (open_table(path) if suffix(Path(path)) in TABLES else open_structures(path).table).columns
 
 
 def _announced(table: MoleculeTable, roles: tuple[str, ...]) -> list[str]:

@@ -14,8 +14,7 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
-from polyfm.domains.molecules.read import MoleculeTable, read_molecules
-from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
 
@@ -27,23 +26,28 @@ def generate(words: Sequence[str]) -> None:
         words: After the tool's name.
     """
     parser = Arguments(
-        "tool molecules generate", "Write SMILES that have wanted properties; what is not named is free."
+        "tool molecules generate", "Write SMILES that have wanted properties; what is not named is free.", READING
     )
     parser.add_argument("run", help="folder of a molecules/spmm run")
     parser.add_argument("--properties", default="", help="NAME=VALUE,… in the descriptors' own units")
     parser.add_argument("--like", default="", metavar="FILE", help="take all 53 properties of these molecules instead")
     parser.add_argument("--beams", type=int, default=2, help="k of the beam search; each beam is written")
     parser.add_argument("--out", required=True, help="result: .csv")
-    ours = parser.parse(words)
+    ours, given = parser.parse_reading(words)
+    reading = reading_options(given, MoleculeDataModule)
     if bool(ours.properties) == bool(ours.like):
         parser.error("give either --properties or --like")
+    if reading and not ours.like:
+        parser.error(f"--data.{next(iter(reading))} is about the file of --like, which is not given")
     if ours.beams < 1:
         parser.error("--beams must be at least 1")
     out = _parent(ours.out)
     model = load(ours.run)
     data = _molecules(model)
     if ours.like:
-        asked = _read(ours.like, data)
+        asked = data.read_new(ours.like, **reading)
+        for line in data.summary():
+            print(line)
         names, wanted = asked.ids, descriptor_table(asked.smiles)
     else:
         names, wanted = ["wanted"], parse_properties(ours.properties)[None]
@@ -66,21 +70,25 @@ def properties(words: Sequence[str]) -> None:
     Args:
         words: After the tool's name.
     """
-    parser = Arguments("tool molecules properties", "Tell all 53 properties of molecules from their SMILES alone.")
+    parser = Arguments(
+        "tool molecules properties", "Tell all 53 properties of molecules from their SMILES alone.", READING
+    )
     parser.add_argument("run", help="folder of a molecules/spmm run")
     parser.add_argument("input", help="file of molecules")
     parser.add_argument("--out", required=True, help="result: .csv")
-    ours = parser.parse(words)
+    ours, given = parser.parse_reading(words)
+    reading = reading_options(given, MoleculeDataModule)
     out = _parent(ours.out)
     model = load(ours.run)
-    table = _read(ours.input, _molecules(model))
-    told = read_properties(model.task, _molecules(model), table.smiles)
+    data = _molecules(model)
+    table = data.read_new(ours.input, **reading)
+    told = read_properties(model.task, data, table.smiles)
     frame = pd.DataFrame(told, columns=list(DESCRIPTORS))
     frame.insert(0, "id", table.ids)
     frame.to_csv(out, index=False)
     print(f"{len(frame):,} molecules, {len(DESCRIPTORS)} properties each: {out}")
-    if len(table.quarantine):
-        print(f"left out: {table.quarantine.summary()}")
+    for line in data.summary():
+        print(line)
 
 
 def parse_properties(text: str) -> np.ndarray:
@@ -120,13 +128,6 @@ def _molecules(model: LoadedModel) -> MoleculeDataModule:
     if not isinstance(model.data, MoleculeDataModule) or "properties" not in model.data.modalities:
         raise UsageError("this run knows no properties", where=model.folder.path, remedy="Use a run of molecules/spmm")
     return model.data
-
-
-def _read(path: str, data: MoleculeDataModule) -> MoleculeTable:
-    """Molecules as the run reads them, every row."""
-    return read_molecules(
-        path, isomeric=data.isomeric, largest_fragment=data.largest_fragment, max_atoms=1000, duplicates="keep"
-    )
 
 
 def _parent(out: str) -> Path:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import typing
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from polyfm.shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from polyfm.shared.data.datamodule import DataModule
+
+READING = """how the file is read (unless given, columns are those of the run, or guessed by name):
+  --data.KEY VALUE  as for `polyfm fit`, such as --data.smiles COLUMN"""
 
 
 class Arguments(argparse.ArgumentParser):
@@ -31,15 +39,19 @@ class Arguments(argparse.ArgumentParser):
         """Say what is wrong."""
         raise UsageError(message, remedy=f"`{self.prog} --help` shows how")
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+    def parse(self, words: Sequence[str], *, otherwise: str = "") -> argparse.Namespace:
         """Parse every word.
 
         Args:
             words: After the verb.
+            otherwise: What to do about an unknown option that is near to none.
         """
         found, rest = self.parse_known_args(list(words))
         if rest:
-            self.error(f"unknown words: {' '.join(rest)}")
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
+            hint = f"Did you mean {near[0]}? " if near else otherwise
+            raise UsageError(f"unknown words: {' '.join(rest)}", remedy=f"{hint}`{self.prog} --help` shows how")
         return found
 
     def parse_some(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -49,6 +61,51 @@ class Arguments(argparse.ArgumentParser):
             words: After the verb.
         """
         return self.parse_known_args(list(words))
+
+    def parse_reading(self, words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+        """Parse every word, and return apart what is said about reading a file of new items.
+
+        Args:
+            words: After the verb.
+
+        Returns:
+            Ours, and the values of ``--data.KEY VALUE`` by key, for `reading_options`.
+        """
+        ours: list[str] = []
+        reading: dict[str, str] = {}
+        rest = iter(words)
+        for word in rest:
+            option, given, value = word.partition("=")
+            if not option.startswith("--data."):
+                ours.append(word)
+                continue
+            value = value if given else next(rest, "")
+            if not value or (not given and value.startswith("--")):
+                self.error(f"{option} needs a value")
+            reading[option.removeprefix("--data.")] = value
+        return self.parse(ours, otherwise="How a file is read is said with --data.KEY VALUE; "), reading
+
+
+def reading_options(given: dict[str, str], data: type[DataModule]) -> dict[str, Any]:
+    """Keywords of ``data.samples_from`` for what a user says about reading a file.
+
+    Args:
+        given: From `Arguments.parse_reading`.
+        data: Class of the run's data module, whose `READING` names what may be said.
+    """
+    import yaml
+
+    hints = typing.get_type_hints(data.__init__)
+    for name in given:
+        if name not in data.READING:
+            near = difflib.get_close_matches(name, data.READING, n=1)
+            known = ", ".join(f"--data.{option}" for option in data.READING) or "there are none"
+            trained = name in hints and not near
+            raise UsageError(
+                f"--data.{name} stays as the run was trained" if trained else f"there is no option --data.{name}",
+                remedy=f"Did you mean --data.{near[0]}?" if near else f"Options about reading a file: {known}",
+            )
+    return {name: text if hints[name] is str else yaml.safe_load(text) for name, text in given.items()}
 
 
 def choose_size(size: str) -> str:

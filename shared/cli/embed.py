@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options
 from polyfm.shared.errors import UsageError
 
 
@@ -16,21 +16,22 @@ def run(words: Sequence[str]) -> None:
     Args:
         words: After ``embed``.
     """
-    parser = Arguments("embed", "One vector per item of INPUT, in its order, with its id.")
+    parser = Arguments("embed", "One vector per item of INPUT, in its order, with its id.", READING)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("input", help="file with new items")
     parser.add_argument("--out", required=True, help="result: .parquet or .npz")
     parser.add_argument("--modality", default="", help="which encoder; the run's first by default")
     parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
-    ours = parser.parse(words)
+    ours, given = parser.parse_reading(words)
     out = Path(ours.out)
     if out.suffix not in (".parquet", ".npz"):
         raise UsageError("the result is a .parquet or .npz file", where=out, remedy="For example --out vectors.parquet")
 
-    from polyfm.shared.deployment.inference import load
+    from polyfm.shared.deployment.inference import data_of, load
 
+    reading = reading_options(given, data_of(ours.run)) if given else {}
     model = load(ours.run)
-    items = model.data.samples_from(ours.input)
+    items = model.data.samples_from(Path(ours.input), **reading)
     vectors = model.embed(items, ours.modality, projected=ours.projected)
     save(out, [item.id for item in items], vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """options of the recipe (any key of its YAML):
   --data.path FILE            what to read
+  --data.targets COLUMN       what to predict, in fine-tuning; several: --data.targets [A,B]
   --data.batch_size N         samples in a step          --data.num_workers N   loading processes
   --data.split NAME           how to split; the domain's README lists the names
   --trainer.max_epochs N      passes over the data       --trainer.max_time 00:00:30:00
@@ -30,7 +31,7 @@ EPILOG = """options of the recipe (any key of its YAML):
 
 examples:
   polyfm fit molecules/spmm --data.path compounds.smi --size small --out runs/spmm
-  polyfm fit molecules/property --data.path F.csv --data.smiles smiles --data.targets [y] \\
+  polyfm fit molecules/property --data.path F.csv --data.smiles smiles --data.targets y \\
       --init_from runs/spmm --size small --out runs/y
   polyfm fit --resume runs/y"""
 
@@ -119,9 +120,7 @@ def start_from(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return started
 
 
-def train(
-    recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "", member: int = 0
-) -> Finished:
+def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "") -> Finished:
     """Train in a fresh folder, then test and report.
 
     Args:
@@ -130,14 +129,15 @@ def train(
         flags: The user's.
         out: The run's folder.
         init_from: Folder of a run whose encoders and transforms are taken over.
-        member: Of an ensemble: another seed for weights, order and dropout, the same split.
-
     """
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
     from polyfm.shared.training.run_folder import RunFolder
+    from polyfm.shared.training.targets.kinds import require_labels
 
     quiet_libraries()
-    cli = RecipeParser(recipe, tree, flags, member=member)
+    cli = RecipeParser(recipe, tree, flags)
+    if tree["task"] == "finetune":
+        require_labels(cli.datamodule.target_names())  # before reading and splitting cost time
     folder = RunFolder.create(out)
     if init_from:
         take_over(cli, RunFolder.open(init_from))

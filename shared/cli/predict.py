@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options
 from polyfm.shared.errors import UsageError
 
 
@@ -15,20 +15,22 @@ def run(words: Sequence[str]) -> None:
     Args:
         words: After ``predict``.
     """
-    parser = Arguments("predict", "Predictions for each item of INPUT, in its order, with its id.")
+    parser = Arguments("predict", "Predictions for each item of INPUT, in its order, with its id.", READING)
     parser.add_argument("run", help="folder of a fine-tuned run, or of an ensemble")
     parser.add_argument("input", help="file with new items")
     parser.add_argument("--out", required=True, help="result: .csv or .parquet")
-    ours = parser.parse(words)
+    ours, given = parser.parse_reading(words)
     out = Path(ours.out)
     if out.suffix not in (".csv", ".parquet"):
         raise UsageError("the result is a .csv or .parquet file", where=out, remedy="For example --out predictions.csv")
 
     import pandas as pd
 
-    from polyfm.shared.deployment.ensemble import predict
+    from polyfm.shared.deployment.ensemble import members, predict
+    from polyfm.shared.deployment.inference import data_of
 
-    predictions = predict(ours.run, ours.input)
+    reading = reading_options(given, data_of(members(ours.run)[0])) if given else {}
+    predictions = predict(ours.run, Path(ours.input), **reading)
     table = pd.DataFrame({"id": predictions.ids})
     for i, name in enumerate(predictions.names):
         table[name] = predictions.values[:, i]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from polyfm.shared.cli.arguments import Arguments
+from polyfm.shared.errors import DataError
 
 
 def run(words: Sequence[str], part: str = "test") -> None:
@@ -24,7 +26,12 @@ def run(words: Sequence[str], part: str = "test") -> None:
     from polyfm.shared.evaluation.finish import measure
 
     model = load(ours.run)
-    model.data.setup("fit")
+    try:
+        model.data.setup("fit")
+    except DataError as error:
+        if not Path(model.data.path).exists():
+            error.remedy = f"If the data were moved, write where they are now into data.path of {model.folder.recipe}"
+        raise
     model.data.use_splits(Splits.from_csv(model.folder.path / "splits.csv"))
     for name, value in sorted(measure(model.task, model.data, part).items()):
         print(f"{name:<40} {value:.4f}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polyfm.shared.data import ragged
 from polyfm.shared.data.carrier import Carrier
+from polyfm.shared.errors import DataError
 
 
 class ModalityBatch(Carrier):
@@ -123,4 +124,9 @@ class Batch(Carrier):
         return flags
 
     def __getitem__(self, modality: str) -> Any:
+        if modality not in self.modalities:
+            raise DataError(
+                f"the model needs the modality {modality!r}; of these data it gets {', '.join(self.modalities)}",
+                remedy=f"Add {modality} to --data.modalities, or choose a recipe without it",
+            )
         return self.modalities[modality]

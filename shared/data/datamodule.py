@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -56,6 +56,10 @@ class DataModule(L.LightningDataModule):
     The seed is the run's (``--seed_everything``), set by whoever builds the run: ``seed`` decides order and random
     transforms, ``split_seed`` the split (members of an ensemble share it).
     """
+
+    READING: ClassVar[tuple[str, ...]] = ()
+    """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
+    anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
 
     splits: Splits
     """Which sample belongs to which part; set by `setup`."""
@@ -119,11 +123,12 @@ class DataModule(L.LightningDataModule):
         """
 
     @abstractmethod
-    def samples_from(self, items: Any) -> list[Any]:
+    def samples_from(self, items: Any, **reading: Any) -> list[Any]:
         """Transformed samples of a user's own items (strings, a path), in their order.
 
         Args:
             items: What `polyfm.load(run).embed` was given.
+            reading: How a file is read, by the names in `READING`; what is not given is as in the run, or guessed.
         """
 
     @abstractmethod
@@ -150,8 +155,10 @@ class DataModule(L.LightningDataModule):
         """Names of classes, where the one label column holds words; labels then are their indices."""
         return []
 
-    def baselines(self, target: Any) -> dict[str, Callable[[], np.ndarray]]:
-        """Simple methods of the field, trained on the same training part; each returns (n_test, outputs) predictions.
+    def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
+        """Simple methods of the field, trained on the same training part.
+
+        Called, each returns (n_test, outputs) predictions; called with indices of rows, those of the rows.
 
         Args:
             target: What is predicted; the numbers are in the form of its ``decode``.
@@ -172,13 +179,23 @@ class DataModule(L.LightningDataModule):
         """Read once, split, and fit transforms unless they were loaded."""
         if self._ready:
             return
-        self.splits = self.read()
+        try:
+            self.splits = self.read()
+        except DataError as error:
+            error.where = error.where or self.path  # a split knows its items, not where they come from
+            raise
         self._parts = {name: self.splits.indices(name) for name in ("train", "valid", "test")}
         if not len(self._parts["train"]):
-            raise DataError("no sample is left for training", where=self.path, remedy="See quarantine.csv")
+            left_out = f" ({self.quarantine.summary()})" if len(self.quarantine) else ""
+            raise DataError(
+                f"no sample is left for training{left_out}",
+                where=self.path,
+                remedy="Use more data, or another way to split (--data.split)",
+            )
         if not self._fitted:
             self.fit_transforms(self._parts["train"])
             self._fitted = True
+        self.lengths()  # what it remarks on, items that are cut, belongs into the summary
         self._ready = True
 
     def use_splits(self, splits: Splits) -> None:
@@ -262,13 +279,14 @@ class DataModule(L.LightningDataModule):
         """In the file's order; nothing if there is no test part."""
         return self.loader("test", shuffle=False) if len(self.part("test")) else []
 
-    def batches_from(self, items: Any) -> Iterator[Batch]:
+    def batches_from(self, items: Any, **reading: Any) -> Iterator[Batch]:
         """Batches of a user's own items, in their order, made one at a time.
 
         Args:
             items: What `samples_from` takes.
+            reading: How a file is read; see `samples_from`.
         """
-        samples = self.samples_from(items)
+        samples = self.samples_from(items, **reading)
         size = self.batch_size
         return (self.collate(samples[i : i + size]) for i in range(0, len(samples), size))
 

@@ -151,7 +151,12 @@ def group_split(groups: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1)) -
             names[members[group]] = VALID
             num_valid += size
     largest = len(members[order[0]]) if order else 0
-    _refuse_empty(names, fractions, f"{len(members)} groups, the largest of {largest} items")
+    _refuse_empty(
+        names,
+        fractions,
+        f"{len(members)} groups, the largest of {largest} items",
+        "Split each item by itself with --data.split random, change --data.fractions, or use more data",
+    )
     return names
 
 
@@ -176,7 +181,12 @@ def random_split(ids: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1), *, 
     digests = (hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in ids)
     draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64, count=len(ids)) / 2.0**64
     names = np.array(SPLITS)[np.searchsorted(np.cumsum(fractions)[:2], draws, side="right")]
-    _refuse_empty(names, fractions, "drawn at random")
+    _refuse_empty(
+        names,
+        fractions,
+        "drawn at random",
+        "Use more data, change --data.fractions, or draw with another --seed_everything",
+    )
     return names
 
 
@@ -197,10 +207,15 @@ def column_split(values: Sequence[str]) -> Names:
         if name is None:
             raise DataError(
                 f"item {row} has the split {value!r}; expected one of {', '.join(ALIASES)}",
-                remedy="Name another column, or correct the entry",
+                remedy="Correct the entry, or name another column or way: --data.split random",
             )
     names = np.array(read, dtype=np.str_)
-    _refuse_empty(names, (1.0, 1.0, 0.0), "as the column says")
+    _refuse_empty(
+        names,
+        (1.0, 1.0, 0.0),
+        "as the column says",
+        "Mark items of it in the column, or split without one: --data.split random",
+    )
     return names
 
 
@@ -208,14 +223,11 @@ def _check(fractions: Fractions) -> None:
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise UsageError(
             f"split fractions are {tuple(fractions)}; expected three shares of train, valid and test that add up to 1",
-            remedy="For example 0.8, 0.1, 0.1",
+            remedy="For example --data.fractions [0.8,0.1,0.1]",
         )
 
 
-def _refuse_empty(names: Names, wanted: Fractions, how: str) -> None:
+def _refuse_empty(names: Names, wanted: Fractions, how: str, remedy: str) -> None:
     for name, share in zip(SPLITS, wanted, strict=True):
         if share > 0 and not (names == name).any():
-            raise DataError(
-                f"the {name} split of {len(names)} items is empty ({how})",
-                remedy="Use more data, other fractions, or another way to split (group, random, column)",
-            )
+            raise DataError(f"the {name} split of {len(names)} items is empty ({how})", remedy=remedy)

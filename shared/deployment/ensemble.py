@@ -37,17 +37,18 @@ def members(run: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("member_"))) or [Path(run)]
 
 
-def predict(run: str | Path, items: Any) -> EnsemblePredictions:
+def predict(run: str | Path, items: Any, **reading: Any) -> EnsemblePredictions:
     """Predictions of a run, or of an ensemble's members together.
 
     Args:
         run: Folder of a run or of an ensemble.
         items: A path, or the domain's own items.
+        reading: How a file is read; see `LoadedModel.embed`.
     """
     values = []
     for folder in members(run):
         model = load(folder)
-        found = model.predict(items)
+        found = model.predict(items, **reading)
         values.append(found.values)
         notes = model.data.summary()
     stack = np.stack(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,22 +48,29 @@ class LoadedModel:
         """Modalities that can be embedded."""
         return list(self.task.model.encoders)  # type: ignore[union-attr, arg-type]
 
-    def batches(self, items: Any) -> Iterator[Batch]:
+    def batches(self, items: Any, **reading: Any) -> Iterator[Batch]:
         """Items as batches on the model's device, made one at a time.
 
         Args:
-            items: A path, or the domain's own items (SMILES strings …).
+            items: A path, or a list of the domain's own items (SMILES strings …).
+            reading: How a file is read; see `embed`.
         """
-        return (batch.to(self.task.device) for batch in self.data.batches_from(items))
+        if isinstance(items, str) and not os.path.exists(items):
+            raise DataError(
+                f"there is no file {items!r}", remedy=f"Check the path, or give items themselves as a list: [{items!r}]"
+            )
+        return (batch.to(self.task.device) for batch in self.data.batches_from(items, **reading))
 
     @torch.inference_mode()
-    def embed(self, items: Any, modality: str = "", *, projected: bool = False) -> np.ndarray:
+    def embed(self, items: Any, modality: str = "", *, projected: bool = False, **reading: Any) -> np.ndarray:
         """One vector per item, in their order.
 
         Args:
-            items: A path, or the domain's own items (SMILES strings …).
+            items: A path, or a list of the domain's own items (SMILES strings …).
             modality: Which encoder; the first if empty.
             projected: The unit vectors of the contrastive space instead of the pooled ones.
+            reading: How a file is read, by the names in the ``READING`` of the domain's data module: the columns of a
+                table, such as ``smiles="structure"``.
 
         Returns:
             (n, D) float32; NaN rows for items that lack the modality.
@@ -76,7 +84,7 @@ class LoadedModel:
         if projected and encoder.projection is None:
             raise UsageError(f"the {name} encoder of this model has no projection")
         parts = []
-        for batch in self.batches(items):
+        for batch in self.batches(items, **reading):
             features = encoder(batch[name])
             vectors = features.projected if projected else features.pooled
             whole = vectors.new_full((len(batch), vectors.shape[-1]), torch.nan)
@@ -84,11 +92,12 @@ class LoadedModel:
         return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), dtype=np.float32)
 
     @torch.inference_mode()
-    def predict(self, items: Any) -> Predictions:
+    def predict(self, items: Any, **reading: Any) -> Predictions:
         """Predictions of a fine-tuned model, in the items' order.
 
         Args:
-            items: A path, or the domain's own items (SMILES strings …).
+            items: A path, or a list of the domain's own items (SMILES strings …).
+            reading: How a file is read; see `embed`.
         """
         target = getattr(self.task, "target", None)
         if target is None:
@@ -99,7 +108,7 @@ class LoadedModel:
             )
         ids: list[str] = []
         parts = []
-        for batch in self.batches(items):
+        for batch in self.batches(items, **reading):
             out = self.task.predict_step(batch)
             ids += out["ids"]
             parts.append(out["predictions"].cpu().numpy())
@@ -127,6 +136,22 @@ def load(run: str | Path) -> LoadedModel:
     if torch.cuda.is_available():
         cli.model.cuda()
     return LoadedModel(cli.model, cli.datamodule, folder)
+
+
+def data_of(run: str | Path) -> type[DataModule]:
+    """The class of a run's data module; nothing is built and no weight is read.
+
+    Args:
+        run: Its folder.
+    """
+    from polyfm.shared.training.build import register
+    from polyfm.shared.training.recipe import Recipe, read_yaml
+    from polyfm.shared.training.schema import Schema
+
+    folder = RunFolder.open(run)
+    recipe = Recipe(name=folder.path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
+    known = Schema({}, register(recipe.domain)).classes(DataModule)
+    return known.get(recipe.tree["data"]["class_path"], DataModule)
 
 
 def restore(task: L.LightningModule, data: DataModule, content: dict[str, Any]) -> None:

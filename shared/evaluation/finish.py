@@ -15,6 +15,7 @@ from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel,
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
+from polyfm.shared.training.targets.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def finish(cli: Any, folder: RunFolder) -> Finished:
     """Test the best checkpoint, run the baselines, write ``metrics.json`` and ``report.html``.
 
     Args:
-        cli: Built, trained.
+        cli: Built, trained. Of an ensemble's member no baselines are run: they stand beside the whole.
         folder: The run.
     """
     task, data = cli.model, cli.datamodule
@@ -48,8 +49,9 @@ def finish(cli: Any, folder: RunFolder) -> Finished:
     panels: list[Panel] = [curves_panel(folder.curves)]
     metrics: dict[str, Any] = {}
     has_test = len(data.part("test")) > 0
-    if isinstance(task, FinetuneTask) and has_test:
-        found, shown = finish_finetune(task, data)
+    target = task.target if isinstance(task, FinetuneTask) else None
+    if target is not None and has_test:
+        found, shown = judge(target, data, collect(task, data, "test"), baselines=cli.member < 0)
         metrics |= found
         panels = [*shown, *panels]
     elif has_test:
@@ -60,32 +62,49 @@ def finish(cli: Any, folder: RunFolder) -> Finished:
     folder.write_metrics(metrics)
     panels += [data_panel(data), recipe_panel(folder)]
     Report(title=cli.recipe.name, subtitle=cli.tree.get("title", ""), panels=panels).write(folder.report)
-    show(metrics)
+    show(metrics, target)
     return Finished(folder, task, data, folder.metrics(), panels)
 
 
-def finish_finetune(task: FinetuneTask, data: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Metrics of the model and of the baselines on the same test rows, and their panels.
+def judge(
+    target: Target, data: Any, predictions: np.ndarray, *, baselines: bool = True
+) -> tuple[dict[str, Any], list[Panel]]:
+    """Metrics of predictions and of the baselines on the same test rows, and their panels.
 
     Args:
-        task: With its best weights.
+        target: What is predicted, with the thresholds of these predictions.
         data: Set up.
+        predictions: (n_test, outputs), decoded.
+        baselines: Whether to measure them, too.
     """
-    target: Any = task.target
     rows = data.part("test")
     values = data.target_values(rows)
-    predictions = collect(task, data, "test")
     metrics: dict[str, Any] = {f"test/{name}": value for name, value in target.metrics(predictions, values).items()}
     interval = bootstrap(target.score, predictions, values)
     if interval is not None:
         metrics |= {f"test/{target.primary}_{end}": value for end, value in zip(("low", "high"), interval, strict=True)}
     metrics["test/rows"] = len(rows)
+    if baselines:
+        metrics |= measure_baselines(target, data)
+    return metrics, [baseline_panel(metrics, target), *target_panels(target, predictions, values)]
+
+
+def measure_baselines(target: Target, data: Any) -> dict[str, float]:
+    """Test metrics of each baseline, at thresholds chosen as the model's are: on its own predictions of validation.
+
+    Args:
+        target: What is predicted.
+        data: Set up.
+    """
+    valid, values = data.part("valid"), data.target_values(data.part("test"))
+    metrics: dict[str, float] = {}
     for name, method in data.baselines(target).items():
         print(f"  baseline {name} on the same split …", flush=True)
-        found = target.metrics(method(), values)
-        metrics |= {f"baseline/{name}/{key}": value for key, value in found.items()}
-    panels = [baseline_panel(metrics, target), *target_panels(target, predictions, values)]
-    return metrics, panels
+        own = target.unchosen()
+        if own.chooses and len(valid):
+            own.choose(method(valid), data.target_values(valid))
+        metrics |= {f"baseline/{name}/{key}": value for key, value in own.metrics(method(), values).items()}
+    return metrics
 
 
 @torch.inference_mode()
@@ -135,11 +154,12 @@ def measure(task: Any, data: Any, part: str) -> dict[str, float]:
     return {name: value / count for name, value in sums.items()}
 
 
-def show(metrics: dict[str, Any]) -> None:
-    """Print what matters most: the model's figures, and each baseline's.
+def show(metrics: dict[str, Any], target: Target | None = None) -> None:
+    """Print what matters most: the model's figures, each baseline's, and who won.
 
     Args:
         metrics: By name.
+        target: What is predicted, by fine-tuned models.
     """
     print()
     for name, value in metrics.items():
@@ -149,3 +169,29 @@ def show(metrics: dict[str, Any]) -> None:
     for row in rows:
         found = {key.split("/", 2)[2]: value for key, value in metrics.items() if key.startswith(f"baseline/{row}/")}
         print(f"  baseline {row:<25} " + ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4]))
+    if target is not None and (line := winner(metrics, target)):
+        print(f"\n  {line}")
+
+
+def winner(metrics: dict[str, Any], target: Target) -> str:
+    """Who is better by the primary metric, the model or the best baseline; empty where there is nothing to compare.
+
+    Args:
+        metrics: By name.
+        target: What is predicted.
+    """
+    name, sign = target.primary, 1 if target.higher_is_better else -1
+    ours = metrics.get(f"test/{name}")
+    baselines = {
+        key.split("/")[1]: value
+        for key, value in metrics.items()
+        if key.startswith("baseline/") and key.split("/", 2)[2] == name and np.isfinite(value)
+    }
+    if ours is None or not baselines:
+        return ""
+    best = max(baselines, key=lambda row: sign * baselines[row])
+    model, other = f"this model {ours:.4g}", f"baseline {best} {baselines[best]:.4g}"
+    if ours == baselines[best]:
+        return f"Test {name}: {model} and {other} are level"
+    first, second = (model, other) if sign * ours > sign * baselines[best] else (other, model)
+    return f"Best by test {name}: {first}, before {second}"

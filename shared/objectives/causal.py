@@ -27,10 +27,11 @@ from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.backbones.masks import CAUSAL
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.objectives.gather import global_mean
-from polyfm.shared.objectives.heads import TokenHead, ValueHead, before_items, table, vocabulary
-from polyfm.shared.objectives.masked import conditioned, value_output
+from polyfm.shared.objectives.heads import TokenHead, before_items, table, vocabulary
+from polyfm.shared.objectives.masked import ValuePrediction, conditioned
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, inputs_of, teacher
-from polyfm.shared.tokens.masking import Corruption, MaskValues
+from polyfm.shared.tokens.masking import Corruption
+from polyfm.shared.tokens.tokens import Tokens
 
 
 class CausalLM(Objective):
@@ -97,7 +98,7 @@ class CausalLM(Objective):
             torch._foreach_lerp_(averages, current, 1.0 - momentum)
 
 
-class NextValue(Objective):
+class NextValue(ValuePrediction):
     """Tell the next value of a table whose columns have an order.
 
     Args:
@@ -107,6 +108,8 @@ class NextValue(Objective):
         predict: Whether the loss is on the visible (SPMM) or on the hidden values.
     """
 
+    mask = CAUSAL
+
     def __init__(
         self,
         modality: str,
@@ -114,25 +117,8 @@ class NextValue(Objective):
         corrupt: dict[str, Corruption] = {},  # noqa: B006 - read only
         predict: Literal["visible", "hidden"] = "visible",
     ) -> None:
-        super().__init__()
-        own = corrupt.get(modality, MaskValues())
-        self.modality, self.predict = modality, predict
-        self.view = conditioned(View(modality, own, CAUSAL), context, corrupt)
+        super().__init__(modality, context, corrupt, predict)
 
-    def build(self, encoders: Mapping[str, Encoder]) -> None:
-        """See `Objective.build`."""
-        self.head = ValueHead(encoders[self.modality].width)
-
-    def needs(self) -> set[View]:
-        """See `Objective.needs`."""
-        return {self.view}
-
-    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
-        """See `Objective.forward`."""
-        features = views[self.view]
-        inputs = inputs_of(features, batch[self.modality])
-        hidden: Tensor = features.selected  # type: ignore[assignment]
-        chosen = hidden if self.predict == "hidden" else inputs.known.flatten() & ~hidden
-        x, following = before_items(features.tokens)
-        chosen = chosen[following]
-        return value_output(self.head(x[chosen])[:, 0], inputs.values.flatten()[following[chosen]])
+    def outputs(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """See `ValuePrediction.outputs`: every value by the one before it."""
+        return before_items(tokens)

@@ -98,8 +98,8 @@ class InfoNCE(PairwiseObjective):
         bounds: Least and largest τ.
         queue: K, vectors of earlier batches that are compared with, too; 0 for those of the batch only. Earlier vectors
             of an item's own group are positives of it, so a queue may be larger than the data.
-        queue_after: Passes over the data before the queue counts. Vectors of a model that has barely begun are told from
-            the batch's by their age alone; they matter where a run has hundreds of steps, not hundreds of thousands.
+        queue_after: Passes over the data before the queue counts. In a run of hundreds of steps the first vectors are
+            those of a model that has barely begun: told from the batch's by their age alone, they teach nothing.
         soft: α, share of the teacher's similarities in the targets.
         ramp: α rises linearly over so many passes over the data.
         intra: Whether terms within each modality are added (SPMM); they need the teacher, so a queue or soft targets.

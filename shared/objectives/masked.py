@@ -15,18 +15,21 @@ Values (masked autoencoders, He et al., arXiv 2111.06377, on numbers), M the hid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from polyfm.shared.backbones.encoder import Encoder
+from polyfm.shared.backbones.masks import FULL, MaskSpec
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.objectives.heads import TokenHead, ValueHead, table, vocabulary
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, inputs_of
 from polyfm.shared.tokens.masking import Corruption, MaskTokens, MaskValues
+from polyfm.shared.tokens.tokens import Tokens
 
 
 def conditioned(view: View, context: str, corrupt: Mapping[str, Corruption]) -> View:
@@ -102,8 +105,8 @@ class MaskedTokens(Objective):
         return ObjectiveOutput(loss=global_mean(losses), logs=logs)
 
 
-class MaskedValues(Objective):
-    """Tell hidden values.
+class ValuePrediction(Objective):
+    """Base: tell values of a table.
 
     Args:
         modality: A table of values.
@@ -111,6 +114,9 @@ class MaskedValues(Objective):
         corrupt: What is hidden, by modality: the modality's own masking, and the context's if any.
         predict: Whether the loss is on the hidden or on the visible values.
     """
+
+    mask: ClassVar[MaskSpec] = FULL
+    """Which tokens of the table may attend to which."""
 
     def __init__(
         self,
@@ -122,7 +128,7 @@ class MaskedValues(Objective):
         super().__init__()
         own = corrupt.get(modality, MaskValues())
         self.modality, self.predict = modality, predict
-        self.view = conditioned(View(modality, own), context, corrupt)
+        self.view = conditioned(View(modality, own, self.mask), context, corrupt)
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
@@ -132,14 +138,42 @@ class MaskedValues(Objective):
         """See `Objective.needs`."""
         return {self.view}
 
+    def outputs(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The outputs that tell a value.
+
+        Args:
+            tokens: Of the table.
+
+        Returns:
+            (n, D) their vectors, and (n,) which of ``tokens.items()`` each tells.
+        """
+        raise TypeError(f"{type(self).__name__} has no outputs")
+
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""
         features = views[self.view]
         inputs = inputs_of(features, batch[self.modality])
         hidden: Tensor = features.selected  # type: ignore[assignment]
         chosen = hidden if self.predict == "hidden" else inputs.known.flatten() & ~hidden
-        predicted = self.head(features.tokens.items()[chosen])[:, 0]
-        return value_output(predicted, inputs.values.flatten()[chosen])
+        x, told = self.outputs(features.tokens)
+        chosen = chosen[told]
+        return value_output(self.head(x[chosen])[:, 0], inputs.values.flatten()[told[chosen]])
+
+
+class MaskedValues(ValuePrediction):
+    """Tell hidden values where they stand.
+
+    Args:
+        modality: A table of values.
+        context: A modality that the values attend to through the fusion; none if empty.
+        corrupt: What is hidden, by modality: the modality's own masking, and the context's if any.
+        predict: Whether the loss is on the hidden or on the visible values.
+    """
+
+    def outputs(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """See `ValuePrediction.outputs`: every value by its own."""
+        x = tokens.items()
+        return x, torch.arange(len(x), device=x.device)
 
 
 def value_output(predicted: Tensor, target: Tensor) -> ObjectiveOutput:

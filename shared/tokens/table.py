@@ -30,8 +30,8 @@ class ValueTokens(Embedder):
         self.unknown = nn.Parameter(torch.zeros(width))
         self.cls = nn.Parameter(torch.zeros(width))
         self.column = nn.Embedding(columns + 1, width)
-        # As large as one another: under the default of Linear(1, D), 30 times the columns' vectors, the norm leaves nothing
-        # of which column a value is from, and SPMM's contrast stays at chance for hundreds of steps.
+        # As large as one another: under the default of Linear(1, D), 30 times the columns' vectors, the norm leaves
+        # nothing of which column a value is from, and SPMM's contrast stays at chance for hundreds of steps.
         for parameter in (self.value.weight, self.unknown, self.cls, self.column.weight):
             nn.init.normal_(parameter, std=0.02)
         nn.init.zeros_(self.value.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import re
 import sys
@@ -82,11 +83,10 @@ class RecipeParser(LightningCLI):
         recipe: Where the tree comes from.
         tree: The recipe at one size.
         flags: The user's, which go before the tree; of ``--config`` files the last goes first.
-        member: Of an ensemble: another seed for weights, order and dropout; splits stay those of the seed given.
     """
 
-    def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = (), *, member: int = 0) -> None:
-        self.recipe, self.member = recipe, member
+    def __init__(self, recipe: Recipe, tree: dict[str, Any], flags: Sequence[str] = ()) -> None:
+        self.recipe = recipe
         size = next((size for size in recipe.sizes if recipe.sized(size) == tree), "paper")
         self._files: list[tuple[Path, tuple[str, ...]]] = [(base_of(tree), ()), (recipe.path, ())]
         if size != "paper":
@@ -97,7 +97,9 @@ class RecipeParser(LightningCLI):
             self._files.append((path, ()))
         self.tree = tree
         _check_paper(tree.get("paper"), recipe.path)
-        self._check(Schema(fields_of(tree["task"]), register(recipe.domain)))
+        schema = Schema(fields_of(tree["task"]), register(recipe.domain))
+        self._check(schema)
+        self._flags = [_listed(flag, schema, tree) for flag in self._flags]
         super().__init__(
             model_class=TASKS[tree["task"]],
             datamodule_class=DataModule,
@@ -138,6 +140,8 @@ class RecipeParser(LightningCLI):
                 near = [*misfit.path[:-1], misfit.nearest] if misfit.nearest else schema.elsewhere(option, self.tree)
                 hint = f"Did you mean --{'.'.join(near)}?" if near else "`polyfm fit --help-all` shows all"
                 raise UsageError(f"there is no option --{option}", remedy=hint) from None
+            if f"--{option}" in self._flags:
+                raise UsageError(f"--{option} needs a value", remedy="`polyfm fit --help` shows how")
         for keys in () if {"--help", "--print_config"} & set(self._flags) else schema.missing(whole):
             option = ".".join(key for key in keys if key not in FORM)
             if keys[0] == "data":
@@ -153,6 +157,13 @@ class RecipeParser(LightningCLI):
         parser.add_argument("--title", type=str, default="", help="One line that says what the recipe does")
         parser.add_argument("--domain", type=str, default="", help="Domain package of a recipe outside recipes/")
         parser.add_argument("--paper", type=dict, default={}, help="The published system that the recipe follows")
+        parser.add_argument(
+            "--member",
+            type=int,
+            default=-1,
+            help="Of an ensemble, from 0: each has a seed of its own for weights, order and dropout, and the split of "
+            "seed_everything (-1: none)",
+        )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Patience, "patience")
 
@@ -181,11 +192,20 @@ class RecipeParser(LightningCLI):
             raise cause from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
-        seed = int(self.config["seed_everything"])
-        self.datamodule.split_seed, self.datamodule.seed = seed, seed + 1_000 * self.member
+        self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
+
+    @property
+    def member(self) -> int:
+        """Of an ensemble, from 0; -1 for a run of its own."""
+        return int(self.config["member"])
+
+    @property
+    def seed(self) -> int:
+        """Of weights, order and dropout; the split's is ``seed_everything``, the same for all members."""
+        return int(self.config["seed_everything"]) + 1_000 * max(self.member, 0)
 
     def _set_seed(self) -> None:
-        L.seed_everything(int(self.config["seed_everything"]) + 1_000 * self.member, workers=True, verbose=False)
+        L.seed_everything(self.seed, workers=True, verbose=False)
 
     def _explain(self, text: str) -> PolyfmError:
         """One message out of jsonargparse's: the key, what was expected, what was given."""
@@ -203,19 +223,27 @@ class RecipeParser(LightningCLI):
         # The tree has been held against the schema: what is wrong at a place that an option goes to is the option.
         options = [flag for flag in self._flags if found and flag.startswith(f"--{found[0]}")]
         if options:
-            option = max(options, key=lambda flag: bool(given and given.group(1) in flag))
-            return UsageError(f"{option.split('=')[0]}: {said}")
+            option = max(options, key=lambda flag: bool(given and given.group(1) in flag)).split("=")[0]
+            value = given.group(1) if given and {"list", "tuple"} & set(wanted) else "["
+            return UsageError(f"{option}: {said}", remedy=None if value[0] in "[(" else f"Write {option} [{value}]")
         return RecipeError(f"{'.'.join(keys)}: {said}", where=self._where(keys))
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe as it was run: flags applied, parts by their short names."""
+        """The recipe as it was run: flags applied, parts by their short names.
+
+        The data's path is absolute, so that a run can be tested and resumed from any folder. It says where files stand
+        on this machine: what is made to be passed on (`write_exchange`, the report) keeps the file's name only.
+        """
         text: str = self.parser.dump(self.config, format="yaml", skip_unset=True, skip_validation=True)
         tree = yaml.safe_load(text)
         tree.pop("config", None)
+        if self.member < 0:
+            tree.pop("member")
         defaults = vars(self.parser.get_defaults(skip_validation=True)["trainer"])
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value != defaults.get(key)}
         for key in FORBIDDEN:
             tree["trainer"].pop(key, None)
+        tree["data"]["init_args"]["path"] = str(Path(tree["data"]["init_args"]["path"]).absolute())
         resolved: dict[str, Any] = _short_names({**tree, "domain": self.recipe.domain})
         return resolved
 
@@ -243,21 +271,29 @@ def fields_of(task: str) -> dict[str, Any]:
     Args:
         task: A key of `TASKS`.
     """
-    plain = {"task": str, "title": str, "domain": str, "paper": Any, "seed_everything": int}
+    plain = {"task": str, "title": str, "domain": str, "paper": Any, "seed_everything": int, "member": int}
     parts = {"data": DataModule, "model": TASKS[task], "trainer": L.Trainer}
     return {**plain, **parts, "checkpoint": Checkpoint, "patience": Patience}
 
 
 def _config_files(flags: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The ``--config`` files among flags, and the other flags."""
-    files, rest, words = [], [], iter(flags)
-    for word in words:
-        name, _, value = word.partition("=")
-        if name == "--config":
-            files.append(Path(value or next(words, "")))
+    """The ``--config`` files among flags, and the other flags, each with its value as one word."""
+    joined: list[str] = []
+    for word in flags:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and not word.startswith("--"):
+            joined[-1] += f"={word}"
         else:
-            rest.append(word)
-    return files, rest
+            joined.append(word)
+    files = [Path(word.partition("=")[2]) for word in joined if word.partition("=")[0] == "--config"]
+    return files, [word for word in joined if word.partition("=")[0] != "--config"]
+
+
+def _listed(flag: str, schema: Schema, tree: dict[str, Any]) -> str:
+    """A flag as it is, but of an option that takes a list of texts a single one becomes a list of one."""
+    option, given, value = flag.partition("=")
+    if not given or value.startswith("[") or schema.type_of(option[2:], tree) != list[str]:
+        return flag
+    return f"{option}={json.dumps([value], ensure_ascii=False)}"
 
 
 def _check_paper(paper: Any, path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from polyfm.shared.errors import DataError
+from polyfm.shared.training.recipe import shareable
 
 MAX_BYTES = 64 * 2**30
 """A checkpoint above this is refused before it is opened."""
@@ -66,7 +67,8 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
 def write_exchange(content: dict[str, Any], path: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """A checkpoint in the exchange format: safetensors, with everything but the weights as JSON in its header.
 
-    Optimiser state, the teacher and queues are left out: the file is for use, not for resuming.
+    Optimiser state, the teacher and queues are left out: the file is for use, not for resuming. It is made to be passed
+    on: of the data's path in the recipe, only the file's name is kept.
 
     Args:
         content: Of a checkpoint.
@@ -80,6 +82,8 @@ def write_exchange(content: dict[str, Any], path: Path, *, dtype: torch.dtype = 
     }
     left_out = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision")
     rest = {key: value for key, value in content.items() if key not in left_out}
+    if "recipe" in rest:
+        rest["recipe"] = shareable(rest["recipe"])
     save_file(used, path, metadata={"content": json.dumps(rest)})
 
 
@@ -132,6 +136,9 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], *, what: str
 
 class RecipeInCheckpoint(L.Callback):
     """Puts the recipe as text into each checkpoint, so that a checkpoint says what it is.
+
+    Like the run folder's ``recipe.yaml`` it names the absolute path of the user's data; to pass a checkpoint on without
+    it, use `write_exchange`.
 
     Args:
         recipe: The resolved recipe's YAML.

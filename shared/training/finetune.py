@@ -14,9 +14,10 @@ from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.gather import Ranks
-from polyfm.shared.training.optim import AdamW, prepare_blocks, total_steps
+from polyfm.shared.training.optim import AdamW, prepare_blocks, time_passed, total_steps
 from polyfm.shared.training.stages import Stage, StageSwitch
-from polyfm.shared.training.targets import Target, fit_target, target_from_state
+from polyfm.shared.training.targets.kinds import fit_target, target_from_state
+from polyfm.shared.training.targets.target import Target
 
 
 class FinetuneTask(L.LightningModule):
@@ -138,7 +139,7 @@ class FinetuneTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up, cosine decay and layer-wise rates."""
-        return self.optimizer(self, total_steps(self.trainer), self.stages)
+        return self.optimizer(self, total_steps(self.trainer), self.stages, time_passed(self.trainer))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The stages, if there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def find_recipe(target: str) -> Recipe:
             )
         name = path.stem
     tree = read_yaml(path)
-    check_keys(tree, path, (*KEYS, "domain"))
+    check_keys(tree, path, (*KEYS, "domain", "member"))
     if tree.get("task") not in ("pretrain", "finetune"):
         raise RecipeError(
             f"task must be pretrain or finetune, not {tree.get('task')!r}", where=locate(("task",), (path, ()))
@@ -215,6 +216,23 @@ def walk(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         path = (*prefix, str(key))
         found += [path, *walk(value, path)]
     return found
+
+
+def shareable(text: str) -> str:
+    """A run's recipe as it may leave the machine: of the data's path only the file's name.
+
+    Args:
+        text: YAML, as `RunFolder.write_recipe` writes it.
+    """
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key in ("data", "init_args", "path"):
+        if key not in _entries(node):
+            return text
+        node = _entries(node)[key][1]
+    if not isinstance(node, yaml.ScalarNode):
+        return text
+    name = json.dumps(Path(node.value).name, ensure_ascii=False)
+    return f"{text[: node.start_mark.index]}{name}{text[node.end_mark.index :]}"
 
 
 def locate(keys: tuple[str, ...], *places: tuple[Path, tuple[str, ...]]) -> str:

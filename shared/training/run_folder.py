@@ -99,7 +99,7 @@ class RunFolder:
         return path if path.is_file() else self.best
 
     def write_recipe(self, tree: dict[str, Any]) -> None:
-        """Keep the resolved recipe.
+        """Keep the resolved recipe, with the absolute path of the data.
 
         Args:
             tree: As from the parser.

@@ -196,6 +196,27 @@ class Schema:
         near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known)
         return options.get(near[0], near[:1]) if near else None
 
+    def type_of(self, option: str, tree: Mapping[str, Any]) -> Any:
+        """The type of what an option sets; None where no signature has it.
+
+        Args:
+            option: As in ``data.targets``.
+            tree: A recipe at one size.
+        """
+        first, *words = option.split(".")
+        return self._type(self.fields.get(first), words, tree.get(first))
+
+    def _type(self, hint: Any, words: Sequence[str], value: Any) -> Any:
+        if not words:
+            return hint
+        item, part = _item(hint), _part(hint)
+        if item is not None:
+            return self._type(item, words[1:], (value or {}).get(words[0]))
+        if part is None:
+            return None
+        kind, arguments, _ = self._open(part[0], value or {}, ())
+        return self._type((parameters(kind, part[1]) or {}).get(words[0]), words[1:], arguments.get(words[0]))
+
     def _allows(self, module: str) -> bool:
         return any(module == name or module.startswith(f"{name}.") for name in self.allowed)
 

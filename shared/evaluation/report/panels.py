@@ -11,7 +11,11 @@ import pandas as pd
 from polyfm.shared.evaluation.report.figures import COLOURS, figure, plain, svg, table, text
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.retrieval import Retrieval
-from polyfm.shared.training.targets import Binary, MultiClass, Regression, Target
+from polyfm.shared.training.recipe import shareable
+from polyfm.shared.training.targets.binary import Binary
+from polyfm.shared.training.targets.multi_class import MultiClass
+from polyfm.shared.training.targets.regression import Regression
+from polyfm.shared.training.targets.target import Target
 
 
 def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
@@ -78,9 +82,8 @@ def baseline_panel(metrics: dict[str, Any], target: Target) -> Panel:
     note = f"{metrics.get('test/rows', 0):,} test rows, the same for all; sorted by {target.primary}, best first."
     if low is not None and high is not None:
         note += f" This model's {target.primary}: 95 % bootstrap interval {low:.3g} to {high:.3g}."
-    return Panel(
-        title="Test metrics beside baselines", body=table(["", *columns], cells, classes), note=note, wide=True
-    )
+    title = "Test metrics beside baselines" if len(rows) > 1 else "Test metrics"
+    return Panel(title=title, body=table(["", *columns], cells, classes), note=note, wide=True)
 
 
 def target_panels(target: Target, predictions: np.ndarray, values: np.ndarray) -> list[Panel]:
@@ -169,6 +172,29 @@ def confusion_panel(classes: list[str], predictions: np.ndarray, values: np.ndar
     return Panel(title="Confusion", body=svg(drawn), note="Test part; each row sums to one.")
 
 
+def spread_panel(
+    metric: str, scores: dict[str, float], spread: np.ndarray, error: np.ndarray, spearman: float | None
+) -> Panel:
+    """An ensemble's members beside their mean, and whether they disagree where the mean is wrong.
+
+    Args:
+        metric: The primary one.
+        scores: Its value by row of the table.
+        spread: (m,) standard deviation over members.
+        error: (m,) absolute error of their mean.
+        spearman: Correlation of the two; None where it is undefined.
+    """
+    drawn, ax = figure(5.2, 4.6)
+    ax.scatter(spread, error, s=16, alpha=0.6, color=COLOURS[0], linewidths=0, rasterized=len(error) > 2000)
+    ax.set_xlabel("standard deviation over members", fontsize=9)
+    ax.set_ylabel("absolute error of their mean", fontsize=9)
+    note = "Test part. A spread that says how sure the mean is rises with the error."
+    if spearman is not None:
+        note += f" Spearman correlation of the two: {spearman:.2f} (0: it says nothing)."
+    rows = [[name, score] for name, score in scores.items()]
+    return Panel(title="Members and their spread", body=table(["", metric], rows) + svg(drawn), note=note)
+
+
 def retrieval_table(found: dict[str, Retrieval]) -> str:
     """Recall at 1, 5, 10 with intervals, MRR and the chance line, as HTML.
 
@@ -248,11 +274,11 @@ def data_panel(data: Any) -> Panel:
 
 
 def recipe_panel(folder: Any) -> Panel:
-    """The recipe as it was run.
+    """The recipe as it was run; reports are passed on, so the data's path is the file's name.
 
     Args:
         folder: The run.
     """
-    body = f"<details><summary>recipe.yaml</summary><pre>{text(folder.recipe.read_text())}</pre></details>"
+    body = f"<details><summary>recipe.yaml</summary><pre>{text(shareable(folder.recipe.read_text()))}</pre></details>"
     resume = f"<p><code>polyfm fit --resume {text(folder.path)}</code> continues this run.</p>"
     return Panel(title="Recipe", body=resume + body, note="Versions, commit and data hashes: environment.json.")

@@ -13,7 +13,7 @@ from rdkit.Chem import AllChem, Descriptors
 
 from polyfm.domains.molecules import baselines as module
 from polyfm.domains.molecules.baselines import baselines, descriptors_2d, fingerprints
-from polyfm.shared.training.targets import fit_target
+from polyfm.shared.training.targets.kinds import fit_target
 
 NAN = float("nan")
 
@@ -71,6 +71,21 @@ def test_a_column_of_one_class_or_none_is_answered_with_its_share(table: pd.Data
     for predictions in found.values():
         assert (predictions[:, 1] == 1).all()
         assert (predictions[:, 2] == 0.5).all()
+
+
+def test_other_rows_are_answered_too_by_a_method_trained_once(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    forest = module._forest
+    monkeypatch.setattr(module, "_forest", lambda *words: made.append(words) or forest(*words))
+    values = table[["active"]].to_numpy(dtype=float)
+    train, valid, test = np.arange(50), np.arange(50, 60), np.arange(60, 80)
+    target = fit_target("binary", ["active"], values[train], [])
+    for name, method in baselines(table["smiles"].tolist(), values, train, test, target, seed=0).items():
+        assert method(valid).shape == (10, 1)
+        np.testing.assert_array_equal(method(), method(test), err_msg=name)
+    assert len(made) == 2  # one per forest
 
 
 def test_test_labels_are_never_seen(table: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,30 @@ class TestReading:
         assert data.lengths().max() == 12
         cut = next(remark for remark in data.remarks if "tokens and are cut there" in remark)
         assert cut.endswith("SMILES have more than 12 tokens and are cut there (data.max_tokens)")
+        assert any(cut in line for line in data.summary())
         batch = batch_of(data, 80)
         assert int(batch["smiles"].lengths.max()) == 12
         assert (batch["smiles"].ids[batch["smiles"].cu_seqlens[1:].long() - 1] == SEP).all()
+
+    def test_the_summary_tells_of_cut_smiles_before_any_loader_is_made_and_each_is_tokenised_once(
+        self, molecules: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = MoleculeDataModule(str(molecules), max_tokens=12)
+        encode, seen = data.tokenizer.encode, []
+        monkeypatch.setattr(data.tokenizer, "encode", lambda smiles: (seen.extend(smiles), encode(smiles))[1])
+        data.setup()
+        assert any("are cut there (data.max_tokens)" in line for line in data.summary())
+        data.lengths(), data.loader("train", shuffle=True)
+        assert sorted(seen) == sorted(data.table.smiles)
+
+    def test_an_empty_part_names_the_file_and_the_option(self, molecules: Path, tmp_path: Path) -> None:
+        rings = pd.read_csv(molecules).assign(smiles=[f"c1ccccc1{'C' * i}" for i in range(80)])
+        rings.to_csv(tmp_path / "x.csv", index=False)
+        with pytest.raises(
+            DataError, match=r"x.csv: the train split of 80 items is empty \(1 groups.*--data.split random"
+        ):
+            module(tmp_path / "x.csv")
+        assert module(tmp_path / "x.csv", split="random").splits.counts()["train"] > 40
 
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
         with pytest.raises(RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph"):
@@ -203,6 +225,33 @@ class TestNewItems:
         assert len(data.samples_from(molecules)) == 80
         assert data.remarks[0] == "smiles taken from column 'smiles'"
         assert len(data.samples_from(tmp_path / "train.csv")) == 80
+
+    def test_columns_of_the_training_file_are_taken_again_or_told_anew(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules)[["id", "smiles"]].assign(drug="x", nr=[f"N{i}" for i in range(80)])
+        train, other = frame.assign(drug=frame["smiles"], smiles="x"), frame.assign(name=[f"M{i}" for i in range(80)])
+        train.to_csv(tmp_path / "train.csv", index=False)
+        other.drop(columns=["id"]).to_csv(tmp_path / "other.csv", index=False)
+        data = module(tmp_path / "train.csv", smiles="drug", id="nr")
+        again = data.samples_from(tmp_path / "train.csv")
+        assert [sample.id for sample in again] == frame["nr"].tolist()
+        told = data.samples_from(tmp_path / "other.csv", smiles="smiles", id="name")
+        assert [sample.id for sample in told] == other["name"].tolist()
+        assert [sample.smiles for sample in told] == [sample.smiles for sample in again]
+        assert data.remarks == []
+        with pytest.raises(DataError, match="there is no column 'smile'; .* Did you mean 'smiles'"):
+            data.samples_from(tmp_path / "other.csv", smiles="smile")
+        with pytest.raises(DataError, match="other2.csv: there is no such file"):
+            data.samples_from(tmp_path / "other2.csv")
+
+    def test_the_id_of_an_sdf_file_is_taken_again(self, molecules: Path, tmp_path: Path) -> None:
+        path = write_synthetic(tmp_path, kind="sdf", n=10)
+        ids = module(path, id="activity", split="random").samples_from(path)
+        assert all(float(sample.id.partition("#")[0]) for sample in ids)
+
+    def test_what_is_about_reading_are_arguments_of_the_module(self) -> None:
+        assert set(MoleculeDataModule.READING) <= set(inspect.signature(MoleculeDataModule).parameters)
+        told = inspect.signature(MoleculeDataModule.read_new).parameters.values()
+        assert {item.name for item in told if item.kind is item.KEYWORD_ONLY} == set(MoleculeDataModule.READING)
 
 
 class TestLabels:

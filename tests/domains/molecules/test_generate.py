@@ -41,24 +41,25 @@ def test_with_cache_is_as_without(spmm: Spmm, wanted: np.ndarray, beams: int, mo
 
 
 def test_one_beam_by_hand(spmm: Spmm, wanted: np.ndarray) -> None:
-    """The likeliest next token each time; of all places where it might have ended the likeliest in sum.
+    """The likeliest next token each time; of all places where it might have ended the likeliest per token.
 
-    Straight through encoder, fusion and head, the whole prefix each time.
+    Straight through encoder, fusion and head, the whole prefix each time. No molecule is empty.
     """
     task, data = spmm
     head = objective_of(task, CausalLM, "x").head
     with torch.inference_mode():
         context = task.model("properties", stack_values(list(data.standardiser.apply(wanted[:1])), 53)).tokens
         ids, running, best, ended = [CLS], 0.0, -np.inf, []
-        while len(ids) <= 15 and running > best:
+        while len(ids) <= 15:  # with the end token as many are written as ids stand there
             tokens = task.model("smiles", pack_ids([np.array(ids)]), CAUSAL).tokens
             fused = task.model.fuse(tokens, context, CAUSAL)
             told = head(fused.pad().x[0, -1:], table(task.model, "smiles"))[0].log_softmax(-1)
-            if running + float(told[SEP]) > best:
-                best, ended = running + float(told[SEP]), list(ids)
+            if len(ids) > 1 and (running + float(told[SEP])) / len(ids) > best:
+                best, ended = (running + float(told[SEP])) / len(ids), list(ids)
             told[SEP] = -np.inf
             running += float(told.max())
             ids.append(int(told.argmax()))
+    assert len(ended) > 1
     assert write_smiles(task, data, wanted[:1], beams=1, max_length=15) == [[data.tokenizer.decode(ended)]]
 
 

@@ -79,3 +79,35 @@ def test_wrong_words(spmm_run: Path, tmp_path: Path, words: list[str], message: 
 def test_every_tool_says_what_it_does() -> None:
     assert set(TOOLS) == {"generate", "properties"}
     assert all("polyfm tool molecules" in (tool.__doc__ or "") for tool in TOOLS.values())
+
+
+@pytest.fixture
+def odd(molecules: Path, tmp_path: Path) -> Path:
+    """Three molecules, their columns hard to guess, and one row that is none."""
+    table = pd.read_csv(molecules)[["id", "smiles"]].head(3)
+    table.loc[3] = ["SYN-X", "nothing"]
+    table.rename(columns={"id": "nr", "smiles": "drug"}).assign(smiles="x").to_csv(tmp_path / "odd.csv", index=False)
+    return tmp_path / "odd.csv"
+
+
+def test_columns_may_be_told(spmm_run: Path, odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, out = [str(odd), "--data.smiles", "drug", "--data.id=nr"], tmp_path / "out.csv"
+    properties([str(spmm_run), *words, "--out", str(out)])
+    assert pd.read_csv(out)["id"].tolist() == ["SYN-00001", "SYN-00002", "SYN-00003"]
+    assert "odd.csv: 1 of 4 rows left out" in capsys.readouterr().out
+    generate([str(spmm_run), "--like", *words, "--beams", "1", "--out", str(out)])
+    assert pd.read_csv(out)["id"].tolist() == ["SYN-00001", "SYN-00002", "SYN-00003"]
+    assert "odd.csv: 1 of 4 rows left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--like", "ODD", "--data.smils", "drug"], "there is no option --data.smils. Did you mean --data.smiles?"),
+        (["--properties", "MolWt=1", "--data.id", "nr"], "--data.id is about the file of --like, which is not given"),
+    ],
+)
+def test_wrong_options_about_reading(spmm_run: Path, odd: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        generate([str(spmm_run), *(str(odd) if word == "ODD" else word for word in words), "--out", "x.csv"])
+    assert message in str(error.value)

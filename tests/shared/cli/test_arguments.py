@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyfm.shared.cli.arguments import Arguments, choose_size
+from polyfm.shared.cli.arguments import Arguments, choose_size, reading_options
+from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import UsageError
 
 
@@ -45,3 +46,72 @@ def test_on_a_cpu_the_size_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> No
         choose_size("")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_size("") == "paper"
+
+
+def test_an_unknown_option_is_told_the_nearest(parser: Arguments) -> None:
+    with pytest.raises(
+        UsageError, match=r"unknown words: --uot=x. Did you mean --out\? `polyfm embed --help` shows how"
+    ):
+        parser.parse(["a", "--uot=x"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a", "--data.smiles", "col", "--out", "x", "--data.max=3"],
+        ["--data.smiles=col", "--data.max", "3", "a", "--out=x"],
+    ],
+)
+def test_words_about_reading_stand_apart_wherever_they_stand(parser: Arguments, words: list[str]) -> None:
+    ours, reading = parser.parse_reading(words)
+    assert (ours.run, ours.out) == ("a", "x")
+    assert reading == {"smiles": "col", "max": "3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "--data.smiles"], "--data.smiles needs a value"),
+        (["a", "--data.smiles="], "--data.smiles needs a value"),
+        (["a", "--data.smiles", "--out", "x"], "--data.smiles needs a value"),
+        (
+            ["a", "--smiles", "x"],
+            "unknown words: --smiles x. How a file is read is said with --data.KEY VALUE; `polyfm",
+        ),
+        (["--data.smiles", "x"], "the following arguments are required: run"),
+    ],
+)
+def test_mistakes_about_reading(parser: Arguments, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parser.parse_reading(words)
+    assert message in str(error.value)
+
+
+class Readable(DataModule):
+    """Says which of its arguments are about reading."""
+
+    READING = ("column", "rows")
+
+    def __init__(self, path: str, column: str = "", rows: int = 0, width: int = 3) -> None: ...
+
+
+def test_options_about_reading_have_the_types_of_the_data_module() -> None:
+    assert reading_options({"column": "7", "rows": "7"}, Readable) == {"column": "7", "rows": 7}
+    assert reading_options({}, Readable) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("colum", "there is no option --data.colum. Did you mean --data.column?"),
+        (
+            "width",
+            "--data.width stays as the run was trained. Options about reading a file: --data.column, --data.rows",
+        ),
+        ("xyz", "there is no option --data.xyz. Options about reading a file: --data.column, --data.rows"),
+    ],
+)
+def test_other_options_are_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        reading_options({name: "x"}, Readable)
+    assert str(error.value) == message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from polyfm.shared.cli.check import one_step
+from polyfm.shared.cli.check import one_step, uncollected
+from polyfm.shared.errors import UsageError
 
 Polyfm = Callable[..., Any]
 
@@ -84,3 +86,26 @@ def test_the_step_counts_activations_and_leaves_no_gradient() -> None:
     assert seconds > 0
     assert kept >= 4 * 1000
     assert task.a.grad is None
+
+
+def test_garbage_is_collected_again_after_a_check() -> None:
+    with pytest.raises(UsageError), uncollected():
+        assert not gc.isenabled()
+        raise UsageError("wrong")
+    assert gc.isenabled()
+
+
+def test_of_a_long_file_only_the_beginning_is_read_and_said_to_be(
+    polyfm: Polyfm, runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("check", "molecules/property", "--size", "small", "--data.path", runs.data, "--data.targets", "activity")
+    assert "rows only" not in polyfm(*words).out
+    monkeypatch.setattr("polyfm.shared.cli.check.ROWS", 60)
+    assert "of the first 60 rows only; fit reads them all" in polyfm(*words).out
+
+
+def test_a_modality_that_the_data_do_not_give(polyfm: Polyfm, runs: Any) -> None:
+    words = ("--size", "small", "--data.path", runs.data, "--data.targets", "activity", "--data.modalities", "graph")
+    shown = polyfm("check", "molecules/property", *words)
+    assert shown.code == 3
+    assert "the model needs the modality 'smiles'; of these data it gets graph. Add smiles to --data.mod" in shown.err

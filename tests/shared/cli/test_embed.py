@@ -96,3 +96,13 @@ def test_wrong_inputs(
     assert shown.code == code, shown.err
     assert message in shown.err
     assert "Traceback" not in shown.err
+
+
+def test_the_column_may_be_told(polyfm: Polyfm, runs: Any, new: Path, tmp_path: Path) -> None:
+    pd.read_csv(new).rename(columns={"smiles": "drug"}).assign(mol="x").to_csv(tmp_path / "odd.csv", index=False)
+    shown = polyfm("embed", runs.spmm, tmp_path / "odd.csv", "--data.smiles", "drug", "--out", tmp_path / "v.npz")
+    assert shown.code == 0, shown.err
+    polyfm("embed", runs.spmm, new, "--out", tmp_path / "expected.npz")
+    np.testing.assert_array_equal(read(tmp_path / "v.npz")[1], read(tmp_path / "expected.npz")[1])
+    shown = polyfm("embed", runs.spmm, new, "--data.smilse", "drug", "--out", tmp_path / "v.npz")
+    assert (shown.code, shown.err) == (2, "polyfm: there is no option --data.smilse. Did you mean --data.smiles?\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +15,33 @@ import pytest
 
 import polyfm as package
 from polyfm.shared.deployment.ensemble import members, predict
+from polyfm.shared.evaluation.finish import collect
+from polyfm.shared.training.callbacks import Checkpoint
+from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.run_folder import RunFolder
+from polyfm.shared.training.targets.binary import Binary
+from polyfm.shared.training.targets.kinds import target_from_state
 
 Polyfm = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def ensemble(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fit(runs: Any, out: Path, *words: str) -> str:
+    """Train two members; what was printed."""
     from polyfm.shared.cli.main import main
 
-    out = tmp_path_factory.mktemp("ensemble") / "two"
-    words = ["--config", str(runs.tiny_property), "--data.path", str(runs.data), "--data.targets=[activity,active]"]
-    words += ["--model.kind=regression", "--init_from", str(runs.spmm), "--ensemble", "2", "--out", str(out)]
-    with pytest.MonkeyPatch.context() as patch:
+    common = ["--size", "small", "--config", str(runs.tiny_property), "--data.path", str(runs.data)]
+    common += ["--init_from", str(runs.spmm), "--ensemble", "2", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
-        assert main(["fit", "molecules/property", "--size", "small", *words]) == 0
+        assert main(["fit", "molecules/property", *common, *words]) == 0
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def ensemble(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ensemble") / "two"
+    said = fit(runs, out, "--data.targets=[activity,active]", "--model.kind=regression")
+    (out.parent / "said.txt").write_text(said)
     return out
 
 
@@ -43,9 +57,89 @@ def test_metrics_are_of_the_mean_beside_each_member_s(ensemble: Path) -> None:
     metrics = json.loads((ensemble / "metrics.json").read_text())
     assert metrics["members"] == 2
     assert metrics["mean_sd"] > 0
-    parts = [RunFolder(ensemble / f"member_{i}").metrics()["test/rmse"] for i in (0, 1)]
-    assert [metrics["member_0/rmse"], metrics["member_1/rmse"]] == pytest.approx(parts)
-    assert metrics["test/rmse"] <= max(parts) + 1e-9  # the mean is never worse than the worse one
+    parts = [RunFolder(ensemble / f"member_{i}").metrics()["test/nrmse"] for i in (0, 1)]
+    assert [metrics["member_0/nrmse"], metrics["member_1/nrmse"]] == pytest.approx(parts)
+    assert metrics["test/nrmse"] <= max(parts) + 1e-9  # the mean is never worse than the worse one
+    assert metrics["test/nrmse_low"] <= metrics["test/nrmse"] <= metrics["test/nrmse_high"]
+
+
+def test_baselines_stand_beside_the_mean_and_are_measured_once(ensemble: Path) -> None:
+    metrics = RunFolder(ensemble).metrics()
+    for row in ("ecfp4_forest", "ecfp4_linear", "rdkit2d_forest"):
+        assert metrics[f"baseline/{row}/nrmse"] > 0
+    assert not [name for run in members(ensemble) for name in RunFolder(run).metrics() if name.startswith("baseline/")]
+    said = (ensemble.parent / "said.txt").read_text()
+    assert said.count("on the same split …") == 3
+    assert said.count("Best by test nrmse: ") == 1
+    assert f"Report:  {ensemble / 'report.html'}" in said
+
+
+def test_the_report_is_of_the_mean_and_shows_the_spread(ensemble: Path) -> None:
+    page = (ensemble / "report.html").read_text(encoding="utf-8")
+    shown = ("Test metrics beside baselines", "Predicted against measured", "Members and their spread", "Data")
+    for title in (*shown, "Recipe of member_0"):
+        assert f"<h2>{title}</h2>" in page
+    assert {"splits.csv", "quarantine.csv", "environment.json"} <= {path.name for path in ensemble.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def untested(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of yes and no, on a split without a test part."""
+    out = tmp_path_factory.mktemp("untested") / "two"
+    fit(runs, out, "--data.targets=[active]", "--data.split=random", "--data.fractions=[0.7,0.3,0.0]")
+    return out
+
+
+def test_thresholds_are_chosen_on_the_mean_of_validation(untested: Path) -> None:
+    stored = target_from_state(json.loads((untested / "target.json").read_text()))
+    models = [package.load(run) for run in members(untested)]
+    for model in models:
+        model.data.setup("fit")
+    data = models[0].data
+    mean = np.mean([collect(model.task, model.data, "valid") for model in models], axis=0)
+    expected = stored.unchosen()
+    expected.choose(mean, data.target_values(data.part("valid")))
+    assert isinstance(stored, Binary)
+    assert isinstance(expected, Binary)
+    assert stored.threshold == pytest.approx(expected.threshold)
+    assert stored.threshold != [0.5]
+
+
+def test_without_a_test_part_there_is_a_report_without_test_metrics(untested: Path) -> None:
+    assert RunFolder(untested).metrics() == {"members": 2}
+    page = (untested / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Data</h2>" in page
+    assert "Test metrics" not in page
+
+
+def test_a_member_that_stopped_goes_on_with_its_own_seed(
+    polyfm: Polyfm, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--data.targets=[activity]", "--data.split=random", "--seed_everything=3", "--checkpoint.every_n_steps=1")
+    fit(runs, tmp_path / "whole", *words)
+    save, count = Checkpoint._save, 0
+
+    def stop(checkpoint: Checkpoint, trainer: Any) -> None:
+        nonlocal count
+        save(checkpoint, trainer)
+        count += checkpoint.folder.parent.name == "member_1"
+        if count == 2:
+            raise RuntimeError("pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_save", stop)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            fit(runs, tmp_path / "stopped", *words)
+    shown = polyfm("fit", "--resume", tmp_path / "stopped" / "member_1")
+    assert shown.code == 0, shown.err
+    whole, stopped = (RunFolder(tmp_path / name / "member_1") for name in ("whole", "stopped"))
+    assert (whole.path / "splits.csv").read_text() == (stopped.path / "splits.csv").read_text()
+    for name in ("best", "last"):
+        first, second = (read_checkpoint(getattr(run, name))["state_dict"] for run in (whole, stopped))
+        assert all((first[key] == second[key]).all() for key in first)
+    same = [key for key in whole.metrics() if not key.startswith("train/")]
+    assert {key: whole.metrics()[key] for key in same} == {key: stopped.metrics()[key] for key in same}
+    assert not [key for key in stopped.metrics() if key.startswith("baseline/")]
 
 
 def test_predictions_are_mean_and_standard_deviation(polyfm: Polyfm, ensemble: Path, runs: Any, tmp_path: Path) -> None:

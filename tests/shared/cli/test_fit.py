@@ -67,6 +67,7 @@ class TestFinished:
     def test_it_said_what_it_read_and_what_to_do_next(self, runs: Any) -> None:
         assert "molecules.csv: smiles taken from column 'smiles'" in runs.said["spmm"]
         assert "64 train, 8 valid, 8 test" in runs.said["spmm"]
+        assert "SMILES have more than 100 tokens" not in runs.said["spmm"]
         assert f"polyfm embed {runs.spmm} NEW_FILE --out vectors.parquet" in runs.said["spmm"]
         assert f"polyfm predict {runs.property} NEW_FILE --out predictions.csv" in runs.said["property"]
 
@@ -132,17 +133,20 @@ class TestRefused:
         assert f"{runs.spmm}: this folder already holds a run. Continue it with `polyfm fit --resume" in shown.err
 
     CASES = {
-        "no recipe": ([], 2, "which recipe?"),
+        "no recipe": ([], 2, "polyfm: which recipe? `polyfm fit --help` shows how"),
+        "an empty part": (["SMALL", "--data.path", "DATA", "--data.targets", "activity", "--data.split", "random", "--data.fractions", "[0.98,0.01,0.01]"], 3, "molecules.csv: the valid split of 80 items is empty (drawn at random). Use more data, change --data.fractions"),
         "wrong recipe": (["molecules/propperty"], 2, "Did you mean molecules/property?"),
         "no size on a CPU": (["molecules/property"], 2, "without a GPU the size must be chosen"),
         "wrong size": (["molecules/property", "--size", "tiny"], 2, "has no size 'tiny'. Choose one of: paper, small"),
         "no data": (["SMALL"], 2, "--data.path is missing"),
-        "missing file": (["SMALL", "--data.path", "none.csv"], 3, "none.csv: there is no such file"),
-        "a folder": (["SMALL", "--data.path", "FOLDER"], 3, "this is a folder; expected a file"),
-        "an empty file": (["SMALL", "--data.path", "EMPTY"], 3, "the file is empty"),
+        "missing file": (["SMALL", "--data.path", "none.csv", "--data.targets=[y]"], 3, "none.csv: there is no such file"),
+        "a folder": (["SMALL", "--data.path", "FOLDER", "--data.targets=[y]"], 3, "this is a folder; expected a file"),
+        "an empty file": (["SMALL", "--data.path", "EMPTY", "--data.targets=[y]"], 3, "the file is empty"),
         "wrong column": (["SMALL", "--data.path", "DATA", "--data.targets=[activty]"], 3, "activity"),
-        "wrong SMILES column": (["SMALL", "--data.path", "DATA", "--data.smiles", "smile"], 3, "smiles"),
-        "no targets": (["SMALL", "--data.path", "DATA"], 3, "no label column is given"),
+        "wrong SMILES column": (["SMALL", "--data.path", "DATA", "--data.smiles", "smile", "--data.targets=[activity]"], 3, "smiles"),
+        "no targets": (["SMALL", "--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets [COLUMN]"),
+        "no targets, before the file is opened": (["SMALL", "--data.path", "none.csv"], 3, "no label column is given"),
+        "no targets of an ensemble": (["SMALL", "--data.path", "none.csv", "--ensemble", "2"], 3, "no label column is given"),
         "labels that are words": (["SMALL", "--data.path", "DATA", "--data.targets=[description]"], 3, "expected a number"),
         "one class": (["SMALL", "--data.path", "CONSTANT", "--data.targets=[y]"], 3, "only one class"),
         "unknown option": (["SMALL", "--data.path", "DATA", "--trainer.max_epoch=3"], 2, "Did you mean --trainer.max_epochs?"),
@@ -233,3 +237,18 @@ def test_two_runs_of_one_seed_are_the_same(
         predictions.append(package.load(out).predict(["CCO", "c1ccccc1"]).values)
     np.testing.assert_array_equal(predictions[0], predictions[1])
     assert not np.allclose(predictions[0], predictions[2])
+
+
+def test_smiles_that_are_cut_are_told_before_training(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    words = ("--size", "small", "--config", runs.tiny_spmm, "--data.path", runs.data, "--data.max_tokens", "12")
+    shown = polyfm("fit", "molecules/spmm", *words, "--trainer.max_steps", "1", "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    cut, parameters = (shown.out.index(text) for text in ("are cut there (data.max_tokens)", "parameters to train"))
+    assert cut < parameters
+
+
+def test_a_single_target_needs_no_brackets(polyfm: Polyfm, runs: Any) -> None:
+    words = ("--size", "small", "--data.path", "x.csv", "--data.targets", "activity", "--print_config")
+    tree = yaml.safe_load(polyfm("fit", "molecules/property", *words).out)
+    assert tree["data"]["init_args"]["targets"] == ["activity"]
+    assert "--data.targets COLUMN" in polyfm("fit", "--help").out

@@ -53,3 +53,46 @@ def test_wrong_inputs(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
     assert "this run was pre-trained: it has nothing to predict. Fine-tune it first, or use `polyfm embed`" in shown.err
     shown = polyfm("predict", tmp_path, runs.data, "--out", tmp_path / "p.csv")
     assert (shown.code, "not the folder of a run" in shown.err) == (2, True)
+
+
+def odd_columns(runs: Any, folder: Path) -> Path:
+    """The run's molecules, whose columns nobody would guess; one that looks right is wrong."""
+    table = pd.read_csv(runs.data)[["id", "smiles"]].rename(columns={"id": "nr", "smiles": "drug"})
+    table.assign(smiles="of the drug").to_csv(folder / "odd.csv", index=False)
+    return folder / "odd.csv"
+
+
+def test_columns_may_be_told(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    odd, out = odd_columns(runs, tmp_path), tmp_path / "p.csv"
+    assert polyfm("predict", runs.property, odd, "--out", out).code == 3
+    shown = polyfm("predict", runs.property, odd, "--out", out, "--data.smiles", "drug", "--data.id=nr")
+    assert shown.code == 0, shown.err
+    found = pd.read_csv(out)
+    polyfm("predict", runs.property, runs.data, "--out", tmp_path / "expected.csv")
+    pd.testing.assert_frame_equal(found, pd.read_csv(tmp_path / "expected.csv"))
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        ("--data.smile=drug", 2, "there is no option --data.smile. Did you mean --data.smiles?"),
+        (
+            "--data.targets=[y]",
+            2,
+            "--data.targets stays as the run was trained. Options about reading a file: --data.smil",
+        ),
+        (
+            "--data.smiles=durg",
+            3,
+            "there is no column 'durg'; the columns are 'nr', 'drug', 'smiles'. Did you mean 'drug'?",
+        ),
+        ("--smiles=drug", 2, "How a file is read is said with --data.KEY VALUE"),
+    ],
+)
+def test_wrong_options_about_reading(
+    polyfm: Polyfm, runs: Any, tmp_path: Path, option: str, code: int, message: str
+) -> None:
+    shown = polyfm("predict", runs.property, odd_columns(runs, tmp_path), "--out", tmp_path / "p.csv", option)
+    assert shown.code == code
+    assert message in shown.err
+    assert shown.err.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,26 @@ def test_wrong_words(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
     assert polyfm("test").code == 2
     assert "not the folder of a run" in polyfm("validate", tmp_path).err
     assert polyfm("test", runs.spmm, "more").code == 2
+
+
+def test_a_run_is_tested_from_any_folder_and_told_when_its_data_are_gone(
+    polyfm: Polyfm, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(runs.data, tmp_path / "here.csv")
+    monkeypatch.chdir(tmp_path)
+    words = ("--size", "small", "--config", runs.tiny_property, "--data.path", "here.csv", "--data.targets", "activity")
+    assert polyfm("fit", "molecules/property", *words, "--init_from", runs.spmm, "--out", "run").code == 0
+    first = polyfm("test", "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert polyfm("test", "../run").out == first.out
+    assert polyfm("fit", "--resume", "../run").code == 0
+
+    (tmp_path / "here.csv").rename(tmp_path / "there.csv")
+    shown = polyfm("test", "../run")
+    assert shown.code == 3
+    assert f"{tmp_path / 'here.csv'}: there is no such file. If the data were moved, write where" in shown.err
+    assert "data.path of ../run/recipe.yaml" in shown.err
+    # What is done with new items needs no file of the run's.
+    assert polyfm("predict", "../run", "../there.csv", "--out", "p.csv").code == 0

@@ -14,6 +14,8 @@ from polyfm.shared.data.manifest import Finding, Notices, Quarantine
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.errors import DataError
 
+BROKEN = Quarantine((Finding("toy", 5, "y", "empty"),), 8)
+
 
 def test_it_is_read_once_and_transforms_are_fitted_on_the_training_part(toy: Any) -> None:
     data = toy()
@@ -43,8 +45,43 @@ def test_the_state_is_primitives(toy: Any, tmp_path: Path) -> None:
 
 
 def test_nothing_to_train_on_is_an_error(toy: Any) -> None:
-    with pytest.raises(DataError, match="toy: no sample is left for training. See quarantine.csv"):
+    with pytest.raises(
+        DataError, match=r"toy: no sample is left for training\. Use more data, or another .*--data\.split"
+    ):
         toy(n=8, valid=4).setup()
+
+
+def test_why_nothing_is_left_is_told_at_once(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy(n=8, valid=4)
+    monkeypatch.setattr(data, "read", lambda read=data.read: (read(), setattr(data, "quarantine", BROKEN))[0])
+    with pytest.raises(DataError, match=r"no sample is left for training \(1 x empty \(first in row 5\)\)"):
+        data.setup()
+
+
+def test_what_goes_wrong_while_reading_is_told_its_file(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(where: str | None) -> None:
+        raise DataError("the valid split is empty", where=where)
+
+    for where, told in ((None, "toy"), ("part.csv", "part.csv")):
+        data = toy()
+        monkeypatch.setattr(data, "read", lambda where=where: fail(where))
+        with pytest.raises(DataError, match=f"^{told}: the valid split is empty"):
+            data.setup()
+
+
+def test_what_lengths_remark_on_is_in_the_first_summary(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy()
+    monkeypatch.setattr(data, "lengths", lambda: data.remarks.append("3 items are cut"))
+    data.setup()
+    assert "toy: 3 items are cut" in data.summary()
+
+
+def test_what_is_said_about_reading_reaches_the_domain(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy()
+    data.setup()
+    monkeypatch.setattr(data, "samples_from", lambda items, column="": [{"b": 7}[column]])
+    assert [batch.ids for batch in data.batches_from("x.csv", column="b")] == [["item-7"]]
+    assert data.READING == ()
 
 
 def test_training_is_shuffled_validation_in_order_and_whole(toy: Any) -> None:

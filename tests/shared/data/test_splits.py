@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_one_group_that_holds_everything_is_refused() -> None:
         group_split([""] * 10)
     with pytest.raises(DataError, match="empty"):
         group_split([])
+
+
+@pytest.mark.parametrize(
+    ("split", "remedy"),
+    [
+        (lambda: group_split(["a"] * 9), "Split each item by itself with --data.split random, change --data.fractions"),
+        (lambda: random_split(["a"], seed=0), "change --data.fractions, or draw with another --seed_everything"),
+        (lambda: column_split(["test"]), "Mark items of it in the column, or split without one: --data.split random"),
+    ],
+)
+def test_an_empty_split_is_told_with_the_option_that_helps(split: Callable[[], object], remedy: str) -> None:
+    with pytest.raises(DataError) as error:
+        split()
+    assert remedy in str(error.value)
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1)])

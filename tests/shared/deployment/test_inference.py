@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 import polyfm
-from polyfm.shared.deployment.inference import LoadedModel, restore
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.demo import COMMITTED
+from polyfm.shared.deployment.inference import LoadedModel, data_of, restore
 from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.training.checkpoint import read_checkpoint, write_exchange
 from polyfm.shared.training.run_folder import RunFolder
@@ -100,6 +105,48 @@ def test_a_run_in_the_exchange_format_is_the_same_to_half_precision(
     folder.recipe.write_text((runs.spmm / "recipe.yaml").read_text())
     write_exchange(read_checkpoint(runs.spmm / "checkpoints" / "best.ckpt"), folder.checkpoints / "best.safetensors")
     np.testing.assert_allclose(polyfm.load(folder.path).embed(SMILES), spmm.embed(SMILES), atol=1e-2)
+
+
+def test_a_text_that_is_no_file_is_perhaps_an_item(spmm: LoadedModel, fitted: LoadedModel, tmp_path: Path) -> None:
+    for use in (spmm.embed, fitted.predict):
+        for text in ("CCO", "C" * 5000, str(tmp_path / "none.csv")):
+            with pytest.raises(DataError) as error:
+                use(text)
+            assert f"there is no file {text!r}. Check the path, or give items themselves as a list: [{text!r}]" in str(
+                error.value
+            )
+
+
+def test_columns_of_a_file_may_be_told(runs: Any, spmm: LoadedModel, fitted: LoadedModel, tmp_path: Path) -> None:
+    frame = pd.read_csv(runs.data).rename(columns={"smiles": "drug"}).assign(smiles="x")
+    frame.to_csv(tmp_path / "odd.csv", index=False)
+    path, smiles = tmp_path / "odd.csv", frame["drug"].tolist()
+    np.testing.assert_array_equal(spmm.embed(path, smiles="drug"), spmm.embed(smiles))
+    predictions = fitted.predict(str(path), smiles="drug", id="description")
+    np.testing.assert_array_equal(predictions.values, fitted.predict(smiles).values)
+    assert predictions.ids[0] == frame["description"][0]
+
+
+def test_the_data_module_of_a_run_without_building_it(runs: Any, tmp_path: Path) -> None:
+    assert data_of(runs.spmm) is MoleculeDataModule
+    with pytest.raises(UsageError, match="not the folder of a run"):
+        data_of(tmp_path)
+
+
+def test_what_is_trained_needs_its_data_no_more(runs: Any, tmp_path: Path, fitted: LoadedModel) -> None:
+    shutil.copytree(runs.property, tmp_path / "run")
+    recipe = RunFolder(tmp_path / "run").recipe
+    recipe.write_text(recipe.read_text().replace(str(runs.data), str(tmp_path / "gone.csv")))
+    found = polyfm.load(tmp_path / "run")
+    np.testing.assert_array_equal(found.predict(SMILES).values, fitted.predict(SMILES).values)
+
+
+def test_the_run_that_comes_along_is_ready_and_says_nothing_of_where_it_was_made() -> None:
+    model = polyfm.load(COMMITTED)
+    assert model.embed(SMILES).shape[0] == len(SMILES)
+    recipe = read_checkpoint(model.folder.best)["recipe"]
+    for text in (recipe, model.folder.recipe.read_text()):
+        assert yaml.safe_load(text)["data"]["init_args"]["path"] == "first_5K.smi"
 
 
 def test_a_checkpoint_of_another_model_is_refused(runs: Any, fitted: LoadedModel) -> None:

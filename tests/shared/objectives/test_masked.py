@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.objectives.causal import NextValue
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues, value_output
 from polyfm.shared.objectives.objective import View
 from polyfm.shared.tokens.masking import MaskTokens, MaskValues
@@ -122,3 +123,9 @@ def test_no_rows_give_zero_gradients_everywhere(bench: Any, make: Any, objective
 def test_shares_above_one_are_refused() -> None:
     with pytest.raises(RecipeError, match="exceed 1"):
         MaskedTokens("smiles", masked=0.9, randomised=0.2)
+
+
+@pytest.mark.parametrize("objective", [MaskedValues("properties"), NextValue("properties")])
+def test_weights_of_the_value_head_keep_the_names_that_checkpoints_hold(bench: Any, objective: Any) -> None:
+    names = {f"head.{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias")}
+    assert set(bench(objective).objective.state_dict()) == names

@@ -19,6 +19,7 @@ from polyfm.shared import backbones, data, objectives, tokens
 from polyfm.shared.backbones import generation
 from polyfm.shared.data.batch import Batch, Graphs, Grids, ModalityBatch, TokenIds, Values
 from polyfm.shared.data.carrier import Carrier
+from polyfm.shared.errors import DataError
 from polyfm.shared.objectives.objective import ObjectiveOutput
 from polyfm.shared.tokens.tokens import Edges, Features, Tokens
 
@@ -122,3 +123,10 @@ def test_fields_are_frozen_and_explained(carrier: Carrier) -> None:
     name = dataclasses.fields(carrier)[0].name  # type: ignore[arg-type]
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(carrier, name, None)
+
+
+def test_a_modality_that_a_batch_has_not_is_told_with_those_it_has() -> None:
+    batch = next(carrier for carrier in CARRIERS if isinstance(carrier, Batch))
+    assert batch["text"] is IDS
+    with pytest.raises(DataError, match="needs the modality 'graph'; of these data it gets text, values. Add graph to"):
+        batch["graph"]

@@ -116,12 +116,29 @@ class TestBuilding:
         file.write_text(TEXT)
         recipe = find_recipe(str(file))
         members = [
-            RecipeParser(recipe, recipe.sized("small"), ["--data.path=x.csv"], member=member) for member in (0, 1)
+            RecipeParser(recipe, recipe.sized("small"), ["--data.path=x.csv", f"--member={member}"])
+            for member in (0, 1)
         ]
         assert [cli.datamodule.split_seed for cli in members] == [0, 0]
         assert [cli.datamodule.seed for cli in members] == [0, 1000]
         weights = [cli.model.model.encoders["smiles"].embedder.table.weight for cli in members]
         assert not torch.equal(*weights)
+
+    def test_the_resolved_recipe_of_a_member_builds_that_member_again(self, build: Build, tmp_path: Path) -> None:
+        cli = build("--seed_everything=7", "--member=2")
+        tree = cli.resolved()
+        assert (tree["seed_everything"], tree["member"]) == (7, 2)
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        again = RecipeParser(Recipe("run", file, read_yaml(file)), read_yaml(file))
+        assert (again.datamodule.split_seed, again.datamodule.seed, again.member) == (7, 2007, 2)
+        ours, theirs = (made.model.model.encoders["smiles"].embedder.table.weight for made in (cli, again))
+        assert torch.equal(ours, theirs)
+
+    def test_a_run_of_its_own_is_no_member(self, build: Build) -> None:
+        cli = build("--seed_everything=7")
+        assert (cli.member, cli.datamodule.seed, cli.datamodule.split_seed) == (-1, 7, 7)
+        assert "member" not in cli.resolved()
 
     def test_the_resolved_recipe_builds_the_same_again(self, build: Build, tmp_path: Path) -> None:
         cli = build("--model.optimizer.lr=0.5", "--data.targets=[y]", size="small")
@@ -144,6 +161,25 @@ class TestBuilding:
         assert again.resolved() == tree
         assert again.model.optimizer.lr == 0.5
         assert again.datamodule.targets == ["y"]
+
+    def test_the_path_of_the_data_is_kept_so_that_it_is_found_from_anywhere(self, build: Build) -> None:
+        assert build(path="x.csv").resolved()["data"]["init_args"]["path"] == str(Path.cwd() / "x.csv")
+        assert build(path="/data/x.csv").resolved()["data"]["init_args"]["path"] == "/data/x.csv"
+        assert build(path="x.csv").datamodule.path == "x.csv"  # what a user sees is what was given
+
+    @pytest.mark.parametrize(
+        ("flags", "targets"),
+        [
+            (["--data.targets=y"], ["y"]),
+            (["--data.targets", "y"], ["y"]),
+            (["--data.targets", "log P, [measured]: 'x'"], ["log P, [measured]: 'x'"]),
+            (["--data.targets=7"], ["7"]),
+            (["--data.targets", "[y, z]"], ["y", "z"]),
+            (["--data.targets+=y", "--data.targets+=z"], ["y", "z"]),
+        ],
+    )
+    def test_a_single_name_is_a_list_of_one(self, build: Build, flags: list[str], targets: list[str]) -> None:
+        assert build(*flags).datamodule.targets == targets
 
     def test_print_config_shows_everything_and_stops(self, build: Build, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
@@ -197,7 +233,7 @@ WRONG_RECIPES = {
 
 def test_size_of_the_corpus_of_wrong_recipes() -> None:
     print(f"{len(WRONG_RECIPES)} wrong recipes, {len(WRONG_FLAGS)} wrong options")
-    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (30, 16)
+    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (30, 18)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES)
@@ -243,6 +279,8 @@ WRONG_FLAGS = {
     "--ckpt_path=x": "--ckpt_path is not an option. Use --out DIR, or polyfm fit --resume RUN",
     "--trainer.default_root_dir=x": "--trainer.default_root_dir is not an option",
     "--trainer.weights_only=false": "--trainer.weights_only is not an option",
+    "--data.targets": "--data.targets needs a value. `polyfm fit --help` shows how",
+    "--data.fractions=0.8,0.1,0.1": "--data.fractions: expected tuple, not '0.8,0.1,0.1'. Write --data.fractions [0.8,0.1,0.1]",
 }
 
 
@@ -320,3 +358,11 @@ def test_no_state_leaks_from_one_task_into_another() -> None:
     tasks[0].stage_weights = {"match": 0.0}
     assert tasks[1].stage_weights == {}
     assert tasks[0].gradients is not tasks[1].gradients
+
+
+def test_of_several_options_the_wrong_one_is_told(build: Build) -> None:
+    words = ("--data.batch_size", "4", "--data.fractions", "half", "--data.num_workers", "0")
+    with pytest.raises(
+        UsageError, match=r"^--data.fractions: expected tuple, not 'half'\. Write --data.fractions \[half\]"
+    ):
+        build(*words)

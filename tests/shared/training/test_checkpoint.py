@@ -142,3 +142,11 @@ def test_a_damaged_exchange_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(DataError, match="not a checkpoint in the exchange format"):
         read_exchange(path)
+
+
+def test_the_exchange_format_does_not_say_where_the_data_stood(tmp_path: Path, pretrain: Callable[..., Any]) -> None:
+    recipe = "data:\n  class_path: ToyData\n  init_args:\n    path: /home/someone/project/x.csv\n"
+    path = tmp_path / "best.safetensors"
+    write_exchange({"state_dict": pretrain().state_dict(), "recipe": recipe}, path)
+    assert b"someone" not in path.read_bytes()
+    assert 'path: "x.csv"' in read_checkpoint(path)["recipe"]

@@ -17,7 +17,7 @@ from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.optim import AdamW
 from polyfm.shared.training.stages import Stage
-from polyfm.shared.training.targets import fit_target
+from polyfm.shared.training.targets.kinds import fit_target
 
 WIDTH = 16
 Encoders = Callable[..., Any]
@@ -188,3 +188,15 @@ def test_validation_logs_every_metric_and_one_score(encoders: Encoders, toy: Any
     assert logged["valid/score"] == -logged["valid/rmse"]
     tested = fitted.test(task, datamodule=toy(targets=["sum"]), verbose=False)[0]
     assert tested["test/score"] == -tested["test/rmse"]
+
+
+def test_the_score_of_several_numbers_has_no_unit(encoders: Encoders, toy: Any, trainer: Trainer) -> None:
+    task = FinetuneTask(encoders())
+    fitted = trainer(max_epochs=1)
+    fitted.fit(task, datamodule=toy(targets=["sum", "class"]))
+    logged = fitted.callback_metrics
+    assert logged["valid/score"] == -logged["valid/nrmse"]
+    assert task.target is not None
+    scales = task.target.scale  # type: ignore[attr-defined]
+    parts = [float(logged[f"valid/{name}/rmse"]) / scale for name, scale in zip(("sum", "class"), scales, strict=True)]
+    assert float(logged["valid/nrmse"]) == pytest.approx(np.mean(parts), rel=1e-5)

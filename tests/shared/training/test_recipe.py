@@ -21,6 +21,7 @@ from polyfm.shared.training.recipe import (
     read_overlay,
     read_yaml,
     recipe_names,
+    shareable,
     walk,
 )
 
@@ -197,6 +198,22 @@ class TestLocate:
         keys = ("model", "encoders", "smiles", "backbone")
         assert locate(keys, (file, ()), (file, ("sizes", "small"))) == f"{file}:8"
         assert locate(("task",), (file, ()), (file, ("sizes", "small"))) == f"{file}:1"
+
+
+@pytest.mark.parametrize("path", ["/home/someone/secret plans/x.csv", "x.csv", "/a: b/ü #1.csv"])
+def test_a_recipe_that_is_passed_on_says_only_the_name_of_the_file(path: str) -> None:
+    tree = {"title": "mine", "data": {"class_path": "Data", "init_args": {"path": path, "batch_size": 8}}, "task": "x"}
+    text = f"# As it was run.\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}"
+    again = shareable(text)
+    assert again.startswith("# As it was run.\n")
+    tree["data"]["init_args"]["path"] = Path(path).name  # type: ignore[index]
+    assert yaml.safe_load(again) == tree
+    assert shareable(again) == again
+
+
+@pytest.mark.parametrize("text", ["title: mine", "data: {}", "data: {init_args: {targets: [y]}}", "[1, 2]"])
+def test_a_recipe_without_a_path_is_passed_on_as_it_is(text: str) -> None:
+    assert shareable(text) == text
 
 
 def test_walk_gives_the_path_of_every_key() -> None:

@@ -171,6 +171,29 @@ def test_an_option_finds_its_place(tree: dict[str, Any], option: str, expected: 
     assert placed(tree, option) == expected
 
 
+@pytest.mark.parametrize(
+    ("option", "tree", "expected"),
+    [
+        ("title", {}, str),
+        ("owner.kind", {}, Literal["auto", "binary"]),
+        ("owner.make.depth", {}, int),
+        ("owner.make.maybe", {"owner": {"make": "Nested"}}, Callable[[int], Part] | None),
+        (
+            "owner.make.inner.rate",
+            {"owner": {"make": {"class_path": "Nested", "init_args": {"inner": "Small"}}}},
+            float,
+        ),
+        ("owner.parts.a.width", {"owner": {"parts": {"a": "Small"}}}, int),
+        ("owner.settings.warm.names", {}, list[str]),
+        ("owner.make.width.x", {}, None),
+        ("owner.nothing", {}, None),
+        ("nothing.at.all", {}, None),
+    ],
+)
+def test_the_type_of_what_an_option_sets(option: str, tree: dict[str, Any], expected: Any) -> None:
+    assert SCHEMA.type_of(option, {"owner": {"make": "Small"}, **tree}) == expected
+
+
 def test_an_option_of_no_part_is_found_elsewhere() -> None:
     assert SCHEMA.elsewhere("kind", {}) == ["owner", "kind"]
     assert SCHEMA.elsewhere("model.settins", {}) == ["owner", "settings"]

@@ -20,10 +20,14 @@ from polyfm.shared.evaluation.report.panels import (
     recipe_panel,
     reliability_panel,
     retrieval_table,
+    spread_panel,
     target_panels,
 )
 from polyfm.shared.evaluation.retrieval import Retrieval
-from polyfm.shared.training.targets import Binary, MultiClass, Regression, Target
+from polyfm.shared.training.targets.binary import Binary
+from polyfm.shared.training.targets.multi_class import MultiClass
+from polyfm.shared.training.targets.regression import Regression
+from polyfm.shared.training.targets.target import Target
 
 NAN = float("nan")
 
@@ -80,6 +84,19 @@ class TestBaselines:
         assert order == sorted(order)
         assert "bootstrap" not in panel.note
         assert has_row_of_dashes(panel.body)
+
+
+def test_without_baselines_none_are_announced() -> None:
+    assert baseline_panel({"test/rmse": 0.5}, Regression(["a"], mean=[0.0], scale=[1.0])).title == "Test metrics"
+
+
+def test_members_stand_beside_their_mean_and_the_spread_beside_the_error() -> None:
+    rng = np.random.default_rng(0)
+    panel = spread_panel("rmse", {"member_0": 0.7, "their mean": 0.5}, rng.random(9), rng.random(9), 0.25)
+    assert '<td>member_0</td><td class="number">0.7</td>' in panel.body
+    assert "</svg>" in panel.body
+    assert "Spearman correlation of the two: 0.25" in panel.note
+    assert "Spearman" not in spread_panel("rmse", {}, np.zeros(1), np.zeros(1), None).note
 
 
 def has_row_of_dashes(body: str) -> bool:
@@ -158,3 +175,11 @@ def test_data_and_recipe_are_escaped(tmp_path: Path) -> None:
     panel = recipe_panel(SimpleNamespace(recipe=recipe, path=tmp_path))
     assert "<script>" not in panel.body
     assert f"polyfm fit --resume {tmp_path}" in panel.body
+
+
+def test_a_report_does_not_say_where_the_data_stood(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {init_args: {path: /home/someone/x.csv}}\n")
+    body = recipe_panel(SimpleNamespace(recipe=recipe, path="runs/a")).body
+    assert "x.csv" in body
+    assert "someone" not in body

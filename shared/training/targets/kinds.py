@@ -1,0 +1,60 @@
+"""From a word, or from the labels, to the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polyfm.shared.errors import DataError, RecipeError
+from polyfm.shared.training.targets.binary import Binary
+from polyfm.shared.training.targets.multi_class import MultiClass
+from polyfm.shared.training.targets.regression import Regression
+from polyfm.shared.training.targets.target import Target
+
+KINDS: dict[str, type[Target]] = {"regression": Regression, "binary": Binary, "multiclass": MultiClass}
+"""By the word a user writes for ``--model.kind``."""
+
+
+def require_labels(names: list[str]) -> None:
+    """Refuse data without a label column.
+
+    Args:
+        names: Of the label columns, known before anything is read.
+    """
+    if not names:
+        raise DataError("no label column is given", remedy="Name one: --data.targets [COLUMN]")
+
+
+def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[str] | None = None) -> Target:
+    """The target for training labels.
+
+    Args:
+        kind: A key of `KINDS`, or ``auto``: multiclass where the data name classes, binary for labels 0 and 1,
+            regression else (of whole numbers, too: that they stand for classes must be said).
+        names: Of the label columns.
+        values: (n, tasks), NaN where missing.
+        classes: Their names, where the data have them (`DataModule.class_names`).
+    """
+    require_labels(names)
+    if kind != "auto" and kind not in KINDS:
+        raise RecipeError(f"there is no kind {kind!r}", where="model.kind", remedy=f"Known: auto, {', '.join(KINDS)}")
+    if np.isnan(values).all():
+        raise DataError(f"column {names[0]!r} has no label among the training rows")
+    if kind == "auto":
+        given = values[~np.isnan(values)]
+        kind = "multiclass" if classes else "binary" if np.isin(given, (0, 1)).all() else "regression"
+    if kind == "multiclass":
+        return MultiClass.fit(names, values, classes)
+    return KINDS[kind].fit(names, values)
+
+
+def target_from_state(state: dict[str, Any]) -> Target:
+    """The target that a checkpoint holds.
+
+    Args:
+        state: As made by `Target.state`.
+    """
+    state = dict(state)
+    kinds = {kind.__name__: kind for kind in KINDS.values()}
+    return kinds[state.pop("kind")](**state)
