@@ -151,13 +151,15 @@ class MoleculeDataModule(DataModule):
     @cached_property
     def _lengths(self) -> np.ndarray:
         lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
-        cut = int((lengths > self.max_tokens).sum())
-        if cut:
-            self.remarks.append(
-                f"{cut} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)"
-            )
+        self._announce_cut(int((lengths > self.max_tokens).sum()))
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
         return shortened
+
+    def _announce_cut(self, count: int) -> None:
+        if count:
+            self.remarks.append(
+                f"{count} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)"
+            )
 
     def lengths(self) -> np.ndarray:
         """See `DataModule.lengths`."""
@@ -192,6 +194,9 @@ class MoleculeDataModule(DataModule):
         if isinstance(items, str | Path):
             table = self.read_new(items, **reading)
             smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
+            if "smiles" in self.modalities:  # a token is at least one character: few need to be looked at
+                long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
+                self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
         elif items and isinstance(items[0], MoleculeSample):
             return list(items)
         else:

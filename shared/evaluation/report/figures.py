@@ -100,7 +100,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], classes: Sequenc
         rows: Cells.
         classes: A class per row (``best``, ``ours``), empty for none.
     """
-    head = "".join(f"<th>{text(name)}</th>" for name in header)
+    rows = list(rows)
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    head = "".join(
+        f'<th class="number">{text(name)}</th>' if right else f"<th>{text(name)}</th>"
+        for name, right in zip(header, numeric, strict=True)
+    )
     body = []
     for i, row in enumerate(rows):
         kind = f' class="{classes[i]}"' if i < len(classes) and classes[i] else ""

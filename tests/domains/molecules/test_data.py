@@ -89,6 +89,9 @@ class TestReading:
         batch = batch_of(data, 80)
         assert int(batch["smiles"].lengths.max()) == 12
         assert (batch["smiles"].ids[batch["smiles"].cu_seqlens[1:].long() - 1] == SEP).all()
+        # The same file read as a new one says the same, whatever else is there.
+        data.samples_from(molecules)
+        assert cut in data.remarks
 
     def test_the_summary_tells_of_cut_smiles_before_any_loader_is_made_and_each_is_tokenised_once(
         self, molecules: Path, monkeypatch: pytest.MonkeyPatch
