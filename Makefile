@@ -35,7 +35,7 @@ test: .venv  ## the tests, up to 15 minutes on two cores
 test-full: .venv  ## the longer tier, up to 90 minutes
 	$(PYTEST) --tier full
 
-evidence: .venv  ## runs on real data with fixed seeds and budgets, hours; measured figures for recipes/ledger.csv
+evidence: .venv  ## runs on real data with fixed seeds and budgets, hours; figures go to benchmarks/results/
 	$(BIN)/python -m pytest --tier evidence --timeout 0
 
 lint: .venv  ## style

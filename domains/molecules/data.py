@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,13 @@ class MoleculeDataModule(DataModule):
             if "smiles" in self.modalities:  # a token is at least one character: few need to be looked at
                 long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
                 self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
-        elif items and isinstance(items[0], MoleculeSample):
-            return list(items)
         else:
+            if not isinstance(items, Iterable):
+                raise DataError(f"{items!r} is no list of SMILES", remedy="Give a path, or SMILES strings in a list")
+            items = list(items)  # a column of a table and an array are as good as a list
+            if items and isinstance(items[0], MoleculeSample):
+                samples: list[MoleculeSample] = items
+                return samples
             wrong = next((i for i, item in enumerate(items) if not isinstance(item, str)), None)
             if wrong is not None:
                 raise DataError(f"{items[wrong]!r} is no SMILES string", where=f"item {wrong}")

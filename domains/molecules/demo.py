@@ -18,6 +18,7 @@ from polyfm.shared.cli.fit import start_from, train
 from polyfm.shared.deployment.inference import load
 from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.page import Panel, Report
+from polyfm.shared.evaluation.report.panels import by_baseline
 from polyfm.shared.training.recipe import find_recipe
 
 PRETRAINING_SECONDS = 75
@@ -58,7 +59,7 @@ def run(out: Path, *, seconds: int = 0) -> None:
     print("\n" + "\n".join(lead))
     print(f"\nReport:  {report}   ({time.monotonic() - start:.0f} s in all)")
     print(f"Next:    polyfm predict {out / 'finetune'} {activities} --out predictions.csv")
-    print("         polyfm fit molecules/property --data.path YOURS.csv --data.smiles COL --data.targets [COL] \\")
+    print("         polyfm fit molecules/property --data.path YOURS.csv --data.smiles COL --data.targets COL \\")
     print(f"             --init_from {out / 'pretrain'} --size small --out runs/yours")
 
 
@@ -157,11 +158,7 @@ def sentences(pretrained: Any, finetuned: Any) -> list[str]:
     metrics, tuned = pretrained.metrics, finetuned.metrics
     recall = metrics["retrieval/smiles-properties/r@10"], metrics["retrieval/properties-smiles/r@10"]
     errors = {"the fine-tuned model": tuned["test/rmse"]}
-    errors |= {
-        key.split("/")[1]: value
-        for key, value in tuned.items()
-        if key.startswith("baseline/") and key.endswith("/rmse")
-    }
+    errors |= {name: found["rmse"] for name, found in by_baseline(tuned).items()}
     ranked = sorted(errors, key=lambda name: errors[name])
     order = "; ".join(f"{name} {errors[name]:.3f}" for name in ranked)
     pool = len(pretrained.data.part("test"))

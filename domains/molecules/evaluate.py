@@ -129,22 +129,18 @@ def generation(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], P
     partial[:, np.random.default_rng(0).permutation(wanted.shape[1])[::2]] = np.nan  # every second property, drawn once
     metrics: dict[str, float] = {}
     texts: dict[str, list[str]] = {}
+    measured: dict[str, str] = {}
     for name, asked in (("generation", wanted), ("generation_partial", partial)):
         texts[name] = [beams[0] if beams else "" for beams in write_smiles(task, data, asked)]
         found = generation_metrics(texts[name], asked, known, data.standardiser.scale, isomeric=data.isomeric)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        measured[name] = ", ".join(f"{metric} {value:.3g}" for metric, value in found.items())
     written = texts["generation"]
     body = "".join(
         f'<div class="pair">{card(data.table.smiles[i], "has the properties")}<span class="arrow">→</span>'
         f"{card(text, 'written for them')}</div>"
         for i, text in zip(rows[:6], written[:6], strict=True)
     )
-    measured = {
-        name: ", ".join(
-            f"{key.split('/')[1]} {value:.3g}" for key, value in metrics.items() if key.startswith(f"{name}/")
-        )
-        for name in texts
-    }
     note = (
         f"SMILES written by beam search (k = 2) for all 53 properties of {len(rows)} test molecules: "
         f"{measured['generation']}. For half of the properties only: {measured['generation_partial']}."

@@ -14,7 +14,7 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
 
@@ -87,8 +87,7 @@ def properties(words: Sequence[str]) -> None:
     frame.insert(0, "id", table.ids)
     frame.to_csv(out, index=False)
     print(f"{len(frame):,} molecules, {len(DESCRIPTORS)} properties each: {out}")
-    for line in data.summary():
-        print(line)
+    tell_reading(data, out)
 
 
 def parse_properties(text: str) -> np.ndarray:

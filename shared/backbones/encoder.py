@@ -127,6 +127,15 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def num_trained(module: nn.Module) -> int:
+    """Parameters of a module that are trained: those that are not frozen.
+
+    Args:
+        module: With its head, if it gets one from the data.
+    """
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a module without memory, for size checks of the papers' configurations.
 

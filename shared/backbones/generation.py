@@ -68,7 +68,7 @@ class Sampling:
 
 
 class Generated(Carrier):
-    """What was written after each of B prompts: K sequences each, the likeliest first."""
+    """What was written after each of B prompts: K sequences each, the best first (`beam_search`: finished, by rank)."""
 
     ids: Tensor
     """(B, K, L) int64, prompt left out, the end token included; behind it the end token is repeated."""

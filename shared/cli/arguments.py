@@ -6,6 +6,7 @@ import argparse
 import difflib
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from polyfm.shared.errors import UsageError
@@ -106,6 +107,21 @@ def reading_options(given: dict[str, str], data: type[DataModule]) -> dict[str, 
                 remedy=f"Did you mean --data.{near[0]}?" if near else f"Options about reading a file: {known}",
             )
     return {name: text if hints[name] is str else yaml.safe_load(text) for name, text in given.items()}
+
+
+def tell_reading(data: DataModule, out: Path) -> None:
+    """What was read of a file of new items, and a list of what was left out beside the result.
+
+    Args:
+        data: That read it.
+        out: The result's file; the list is ``NAME.quarantine.csv``.
+    """
+    for line in data.summary():
+        print(line)
+    if len(data.quarantine):
+        left_out = out.with_suffix(".quarantine.csv")
+        data.quarantine.to_csv(left_out)
+        print(f"rows left out, with reasons: {left_out}")
 
 
 def choose_size(size: str) -> str:

@@ -56,7 +56,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
     """
     import torch
 
-    from polyfm.shared.backbones.encoder import on_meta
+    from polyfm.shared.backbones.encoder import num_trained, on_meta
     from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
 
@@ -82,19 +82,19 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
         )
         lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
     lines += label_lines(data, train)
-    parameters = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
     step = min(data.batch_size, len(train))
     if hasattr(task, "target"):
         from polyfm.shared.training.targets.kinds import fit_target
 
         task.set_target(fit_target(task.kind, data.target_names(), data.target_values(train), data.class_names()))
+    parameters = num_trained(task)
     per_step = 16 * parameters  # weights, gradients and two moments in fp32
     if size == "paper":
         flops = 6 * parameters * float(data.lengths()[train].mean()) * step
         lines.append(f"  parameters: {parameters / 1e6:.1f} million (built on the meta device, nothing was allocated)")
         lines.append(f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top")
         lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples (6 x parameters x tokens)")
-        return [*lines, f"Next: polyfm fit {recipe.name} {shlex.join(flags)} --size paper --out DIR"]
+        return [*lines, f"Next: polyfm fit {recipe.target} {shlex.join(flags)} --size paper --out DIR"]
     whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
     seconds, loss, activations = one_step(task, whole)
     steps = max(data.num_rows() * 8 // 10 // step, 1)
@@ -105,7 +105,7 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
     lines.append(
         f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)"
     )
-    return [*lines, f"Next: polyfm fit {recipe.name} {shlex.join(flags)} --size {size} --out DIR"]
+    return [*lines, f"Next: polyfm fit {recipe.target} {shlex.join(flags)} --size {size} --out DIR"]
 
 
 def label_lines(data: Any, train: Any) -> list[str]:

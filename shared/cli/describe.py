@@ -30,7 +30,7 @@ def describe(recipe: Recipe) -> list[str]:
     Args:
         recipe: Described.
     """
-    from polyfm.shared.backbones.encoder import num_parameters, on_meta
+    from polyfm.shared.backbones.encoder import num_parameters, num_trained, on_meta
 
     lines = [f"{recipe.name}: {recipe.tree.get('title', '')}", f"  file        {recipe.path}"]
     if "paper" in recipe.tree:
@@ -49,10 +49,9 @@ def describe(recipe: Recipe) -> list[str]:
         tree = recipe.sized(size)
         tree["data"].setdefault("init_args", {}).setdefault("path", "none")
         task: Any = on_meta(partial(_task, recipe, tree))
-        trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         each = ", ".join(f"{name} {num_parameters(part) / 1e6:.1f}M" for name, part in task.model.encoders.items())
-        lines.append(f"  size {size:<6} {trained / 1e6:,.1f} million trained parameters ({each})")
-    lines.append(f"Next: polyfm check {recipe.name} --data.path YOUR_FILE --size small")
+        lines.append(f"  size {size:<6} {num_trained(task) / 1e6:,.1f} million trained parameters ({each})")
+    lines.append(f"Next: polyfm check {recipe.target} --data.path YOUR_FILE --size small")
     return lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
 from polyfm.shared.errors import UsageError
 
 
@@ -35,12 +35,7 @@ def run(words: Sequence[str]) -> None:
     vectors = model.embed(items, ours.modality, projected=ours.projected)
     save(out, [item.id for item in items], vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
-    for line in model.data.summary():
-        print(line)
-    if len(model.data.quarantine):
-        left_out = out.with_suffix(".quarantine.csv")
-        model.data.quarantine.to_csv(left_out)
-        print(f"rows left out, with reasons: {left_out}")
+    tell_reading(model.data, out)
 
 
 def save(out: Path, ids: list[str], vectors: Any) -> None:

@@ -183,6 +183,7 @@ def take_over(cli: Any, source: Any) -> None:
 
 def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     import torch
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from polyfm.shared.evaluation.finish import finish
     from polyfm.shared.training.callbacks import Bar, Throughput
@@ -200,6 +201,7 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     if not has_valid:
         checkpoint.monitor = None
     callbacks = [
+        LambdaCallback(on_fit_start=_announce),  # only now the task has its head
         StepSeed(data.seed),
         throughput,
         RecipeInCheckpoint(folder.recipe.read_text()),
@@ -207,8 +209,6 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
         *([patience] if has_valid else []),
     ]
     overrides: dict[str, Any] = {"enable_model_summary": False}
-    trained = sum(parameter.numel() for parameter in cli.model.parameters() if parameter.requires_grad)
-    print(f"{trained / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")
     if cli.config["trainer"].get("enable_progress_bar") is not False:
         callbacks.append(Bar(throughput))
     if cli.config["trainer"].get("precision") is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
@@ -230,3 +230,13 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     else:
         print(f"Next:    polyfm predict {folder.path} NEW_FILE --out predictions.csv")
     return finished
+
+
+def _announce(trainer: Any, task: Any) -> None:
+    """What is about to be trained, and on what."""
+    import torch
+
+    from polyfm.shared.backbones.encoder import num_trained
+
+    if trainer.is_global_zero:
+        print(f"{num_trained(task) / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
 from polyfm.shared.errors import UsageError
 
 
@@ -42,5 +42,4 @@ def run(words: Sequence[str]) -> None:
     else:
         table.to_parquet(out, index=False)
     print(f"{len(table):,} predictions: {out}")
-    for line in predictions.notes:
-        print(line)
+    tell_reading(predictions.data, out)

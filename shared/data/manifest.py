@@ -134,7 +134,7 @@ class SourceFile:
 
 
 def manifest(sources: Iterable[SourceFile], quarantine: Quarantine, notices: Notices) -> dict[str, Any]:
-    """What a run folder's ``environment/manifest.json`` says about its data, ready for JSON.
+    """What a run folder's ``environment.json`` says about its data, ready for JSON.
 
     Args:
         sources: The files read.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.deployment.inference import load
 
 
@@ -23,8 +24,8 @@ class EnsemblePredictions:
     """(n, columns) mean over members, in the labels' own unit, or probabilities."""
     spread: np.ndarray | None
     """(n, columns) standard deviation over members; None for a single run."""
-    notes: list[str]
-    """What was dropped or announced while reading."""
+    data: DataModule
+    """That read the items: its summary and quarantine say what was announced and left out."""
 
 
 def members(run: str | Path) -> list[Path]:
@@ -50,12 +51,11 @@ def predict(run: str | Path, items: Any, **reading: Any) -> EnsemblePredictions:
         model = load(folder)
         found = model.predict(items, **reading)
         values.append(found.values)
-        notes = model.data.summary()
     stack = np.stack(values)
     return EnsemblePredictions(
         ids=found.ids,
         names=found.names,
         values=stack.mean(axis=0),
         spread=stack.std(axis=0, ddof=1) if len(stack) > 1 else None,
-        notes=notes,
+        data=model.data,
     )

@@ -11,7 +11,14 @@ import torch
 from polyfm.shared.errors import UsageError
 from polyfm.shared.evaluation.intervals import bootstrap
 from polyfm.shared.evaluation.report.page import Panel, Report
-from polyfm.shared.evaluation.report.panels import baseline_panel, curves_panel, data_panel, recipe_panel, target_panels
+from polyfm.shared.evaluation.report.panels import (
+    baseline_panel,
+    by_baseline,
+    curves_panel,
+    data_panel,
+    recipe_panel,
+    target_panels,
+)
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
@@ -165,9 +172,7 @@ def show(metrics: dict[str, Any], target: Target | None = None) -> None:
     for name, value in metrics.items():
         if name.startswith(("test/", "retrieval/", "generation/", "properties/")) and name.count("/") <= 2:
             print(f"  {name:<34} {value:.4g}")
-    rows = dict.fromkeys(name.split("/")[1] for name in metrics if name.startswith("baseline/"))
-    for row in rows:
-        found = {key.split("/", 2)[2]: value for key, value in metrics.items() if key.startswith(f"baseline/{row}/")}
+    for row, found in by_baseline(metrics).items():
         print(f"  baseline {row:<25} " + ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4]))
     if target is not None and (line := winner(metrics, target)):
         print(f"\n  {line}")
@@ -183,9 +188,7 @@ def winner(metrics: dict[str, Any], target: Target) -> str:
     name, sign = target.primary, 1 if target.higher_is_better else -1
     ours = metrics.get(f"test/{name}")
     baselines = {
-        key.split("/")[1]: value
-        for key, value in metrics.items()
-        if key.startswith("baseline/") and key.split("/", 2)[2] == name and np.isfinite(value)
+        row: found[name] for row, found in by_baseline(metrics).items() if np.isfinite(found.get(name, np.nan))
     }
     if ours is None or not baselines:
         return ""

@@ -17,7 +17,7 @@ class Throughput(L.Callback):
     """Measures samples per second and the share of time spent waiting for data.
 
     Attributes:
-        samples_per_second: Over the last steps (exponential mean).
+        samples_per_second: Over the whole run.
         waiting: Share of time between steps spent waiting for the next batch.
     """
 

@@ -51,6 +51,11 @@ class Recipe:
     """Its content, with the defaults of its task below it."""
 
     @property
+    def target(self) -> str:
+        """What names it at the command line: its name, or the path of a file outside the package."""
+        return self.name if self.path.is_relative_to(RECIPES) else str(self.path)
+
+    @property
     def domain(self) -> str:
         """The domain package that must be imported before it is parsed."""
         if self.tree.get("domain"):

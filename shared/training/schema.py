@@ -22,8 +22,10 @@ Keys = tuple[str, ...]
 
 FORM = ("class_path", "init_args")
 """Keys by which a part says its class and its arguments."""
-UNKNOWN = object()
-"""A value that is looked at later; see `placed`."""
+
+
+class UNKNOWN:
+    """Stands for a value that is looked at later; see `placed`. The class itself does: copies of a tree keep it."""
 
 
 class Misfit(Exception):

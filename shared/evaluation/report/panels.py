@@ -55,6 +55,20 @@ def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
     return Panel(title=title, body=svg(drawn), wide=True)
 
 
+def by_baseline(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Metrics of each baseline by its name: ``baseline/NAME/METRIC`` taken apart.
+
+    Args:
+        metrics: Final ones.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        if key.startswith("baseline/"):
+            _, name, metric = key.split("/", 2)
+            found.setdefault(name, {})[metric] = value
+    return found
+
+
 def baseline_panel(metrics: dict[str, Any], target: Target) -> Panel:
     """The model and its baselines on the same test rows; the best row is bold, whoever it is.
 
@@ -62,11 +76,8 @@ def baseline_panel(metrics: dict[str, Any], target: Target) -> Panel:
         metrics: Final ones.
         target: What is predicted.
     """
-    rows = {"this model": {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("test/")}}
-    for key, value in metrics.items():
-        if key.startswith("baseline/"):
-            _, name, metric = key.split("/", 2)
-            rows.setdefault(name, {})[metric] = value
+    ours = {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
+    rows = {"this model": ours, **by_baseline(metrics)}
     columns = [
         name
         for name in rows["this model"]
@@ -270,7 +281,11 @@ def data_panel(data: Any) -> Panel:
         data: Set up.
     """
     lines = "".join(f"<p>{text(line)}</p>" for line in data.summary())
-    return Panel(title="Data", body=lines, note="Every dropped row stands in quarantine.csv with its reason.")
+    return Panel(
+        title="Data",
+        body=lines,
+        note="Broken rows stand in quarantine.csv with their reasons, merged duplicates and remarks in notices.csv.",
+    )
 
 
 def recipe_panel(folder: Any) -> Panel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from polyfm.shared.errors import DataError
 from polyfm.shared.training.targets.curve import Curve
-from polyfm.shared.training.targets.target import OTHER_CLASSES, Target, average_columns
+from polyfm.shared.training.targets.target import OTHER_CLASSES, Target, average_columns, given_columns
 
 
 @dataclasses.dataclass
@@ -67,12 +68,10 @@ class Binary(Target):
     def metrics(self, predictions: np.ndarray, values: np.ndarray) -> dict[str, float]:
         """AUROC, AUPRC, and accuracy, F1, balanced accuracy, MCC at the threshold; mean over columns and each."""
         per_column: dict[str, dict[str, float]] = {}
-        for column, name in enumerate(self.names):
-            given = ~np.isnan(values[:, column])
-            p, y = predictions[given, column], values[given, column] == 1
-            said = p >= self.threshold[column]
+        for name, threshold, (p, y) in zip(self.names, self.threshold, _columns(predictions, values), strict=True):
+            said = p >= threshold
             found: dict[str, float] = {}
-            if 0 < y.sum() < len(y):
+            if _both(y):
                 found = Curve.of(p, y).metrics() | confusion_metrics(said, y)
                 found["brier"] = float(np.mean((p - y) ** 2))
             if len(y):
@@ -82,25 +81,29 @@ class Binary(Target):
 
     def score(self, predictions: np.ndarray, values: np.ndarray) -> float | None:
         """See `Target.score`."""
-        found = []
-        for column in range(len(self.names)):
-            given = ~np.isnan(values[:, column])
-            p, y = predictions[given, column], values[given, column] == 1
-            if 0 < y.sum() < len(y):
-                found.append(Curve.of(p, y).metrics()["auroc"])
+        columns = _columns(predictions, values)
+        found = [Curve.of(p, y).metrics()["auroc"] for p, y in columns if _both(y)]
         return float(np.mean(found)) if found else None
 
     def choose(self, predictions: np.ndarray, values: np.ndarray) -> None:
         """See `Target.choose`: the threshold of the best F1, per column."""
-        for column in range(len(self.names)):
-            given = ~np.isnan(values[:, column])
-            p, y = predictions[given, column], values[given, column] == 1
-            if 0 < y.sum() < len(y):
+        for column, (p, y) in enumerate(_columns(predictions, values)):
+            if _both(y):
                 self.threshold[column] = Curve.of(p, y).best_f1()
 
     def unchosen(self) -> Self:
         """See `Target.unchosen`: thresholds of one half."""
         return dataclasses.replace(self, threshold=[0.5] * len(self.names))
+
+
+def _columns(predictions: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(m,) predictions and (m,) bool labels of each column, where labels are given."""
+    return ((p, y == 1) for p, y in given_columns(predictions, values))
+
+
+def _both(y: np.ndarray) -> bool:
+    """Whether positives and negatives are there: without both, curves and thresholds are undefined."""
+    return 0 < int(np.count_nonzero(y)) < len(y)
 
 
 def confusion_metrics(said: np.ndarray, y: np.ndarray) -> dict[str, float]:

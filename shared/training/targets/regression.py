@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from polyfm.shared.errors import DataError
-from polyfm.shared.training.targets.target import Target, average_columns
+from polyfm.shared.training.targets.target import Target, average_columns, given_columns
 
 
 @dataclasses.dataclass
@@ -58,15 +58,13 @@ class Regression(Target):
         With several columns also ``nrmse``, the RMSE divided by the standard deviation of the column's training labels.
         """
         per_column: dict[str, dict[str, float]] = {}
-        for column, name in enumerate(self.names):
-            given = ~np.isnan(values[:, column])
-            p, y = predictions[given, column], values[given, column]
+        for name, scale, (p, y) in zip(self.names, self.scale, given_columns(predictions, values), strict=True):
             found: dict[str, float] = {}
             if len(y):
                 found["rmse"] = float(np.sqrt(np.mean((p - y) ** 2)))
                 found["mae"] = float(np.mean(np.abs(p - y)))
                 if len(self.names) > 1:
-                    found["nrmse"] = found["rmse"] / self.scale[column]
+                    found["nrmse"] = found["rmse"] / scale
             if len(y) > 1 and np.ptp(y) > 0:
                 found["r2"] = float(1 - np.sum((p - y) ** 2) / np.sum((y - y.mean()) ** 2))
                 if np.ptp(p) > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -94,6 +95,18 @@ class Target:
     def state(self) -> dict[str, Any]:
         """Primitives for the checkpoint."""
         return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+
+
+def given_columns(predictions: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predictions and labels of each column, rows without a label left out.
+
+    Args:
+        predictions: (n, tasks), decoded.
+        values: (n, tasks), NaN where missing.
+    """
+    for p, y in zip(predictions.T, values.T, strict=True):
+        given = ~np.isnan(y)
+        yield p[given], y[given]
 
 
 def average_columns(per_column: dict[str, dict[str, float]]) -> dict[str, float]:

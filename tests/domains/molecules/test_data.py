@@ -206,6 +206,10 @@ class TestNewItems:
         assert data.samples_from(from_file) == from_file
         assert [sample.id for sample in from_file] == pd.read_csv(molecules)["id"].tolist()[:5]
         assert data.samples_from([]) == []
+        for column in (np.array(smiles), pd.Series(smiles), iter(smiles)):
+            assert [sample.smiles for sample in data.samples_from(column)] == [s.smiles for s in from_strings]
+        with pytest.raises(DataError, match=r"None is no list of SMILES\. Give a path, or SMILES strings in a list"):
+            data.samples_from(None)
 
     def test_strings_are_made_canonical(self, molecules: Path) -> None:
         data = module(molecules)

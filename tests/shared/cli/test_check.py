@@ -6,6 +6,7 @@ import gc
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from polyfm.shared.cli.check import one_step, uncollected
 from polyfm.shared.errors import UsageError
+from polyfm.shared.training.recipe import RECIPES
 
 Polyfm = Callable[..., Any]
 
@@ -33,6 +35,17 @@ def test_small_size_shows_shapes_labels_a_step_time_and_memory(polyfm: Polyfm, r
     assert re.search(r"memory: about \d+ MiB", shown.out)
     assert re.search(r"time: about [\d.]+ min an epoch", shown.out)
     assert "Next: polyfm fit molecules/property" in shown.out
+
+
+def test_the_next_step_names_a_file_of_ones_own_by_its_path(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    text = (RECIPES / "molecules" / "property.yaml").read_text(encoding="utf-8")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"domain: molecules\n{text}", encoding="utf-8")
+    assert f"Next: polyfm check {own} " in polyfm("describe", own).out
+    words = ("--size", "small", "--data.path", runs.data, "--data.targets", "active")
+    shown = polyfm("check", own, *words, "--model.train_blocks", "0")
+    assert f"Next: polyfm fit {own} " in shown.out
+    assert "parameters: 0.02 million" in shown.out  # of a frozen encoder only the head: 128 x 128 + 128 + 128 + 1
 
 
 def test_a_pre_training_recipe(polyfm: Polyfm, runs: Any) -> None:

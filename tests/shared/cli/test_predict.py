@@ -45,6 +45,15 @@ def test_the_same_numbers_as_in_the_test_of_the_run(polyfm: Polyfm, runs: Any, t
     assert rmse == pytest.approx(json.loads((runs.property / "metrics.json").read_text())["test/rmse"], rel=1e-4)
 
 
+def test_what_is_left_out_is_listed_with_reasons(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("id,smiles\na,CCO\nb,not a molecule\n")
+    shown = polyfm("predict", runs.property, tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+    assert shown.code == 0, shown.err
+    assert "1 of 2 rows left out" in shown.out
+    assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == ["a"]
+    assert pd.read_csv(tmp_path / "p.quarantine.csv")["item"].tolist() == ["not a molecule"]
+
+
 def test_wrong_inputs(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
     shown = polyfm("predict", runs.property, runs.data, "--out", tmp_path / "p.txt")
     assert (shown.code, "the result is a .csv or .parquet file" in shown.err) == (2, True)

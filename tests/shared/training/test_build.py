@@ -360,6 +360,11 @@ def test_no_state_leaks_from_one_task_into_another() -> None:
     assert tasks[0].gradients is not tasks[1].gradients
 
 
+def test_options_after_one_that_chooses_a_part(build: Build) -> None:
+    built = build("--model.encoders.smiles.pooling", "Mean", "--trainer.max_steps", "2")
+    assert type(built.model.model.encoders["smiles"].pooling).__name__ == "Mean"
+
+
 def test_of_several_options_the_wrong_one_is_told(build: Build) -> None:
     words = ("--data.batch_size", "4", "--data.fractions", "half", "--data.num_workers", "0")
     with pytest.raises(

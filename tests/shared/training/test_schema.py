@@ -171,6 +171,12 @@ def test_an_option_finds_its_place(tree: dict[str, Any], option: str, expected: 
     assert placed(tree, option) == expected
 
 
+def test_a_second_option_leaves_the_place_of_the_first_open() -> None:
+    both = placed(placed({"a": {"b": 1}}, "a.b"), "c.d")
+    assert both["a"]["b"] is UNKNOWN
+    assert both["c"]["d"] is UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("option", "tree", "expected"),
     [
