@@ -149,7 +149,7 @@ class PreNorm(Block):
         eps: Of the LayerNorm.
         cross: Whether the layer also attends to a context.
         positions: Rotation or scores from positions, in self-attention.
-        activation: ``gelu``, or ``gelu_tanh`` as in GPT-2.
+        activation: ``gelu``, ``gelu_tanh`` as in GPT-2, or ``quick_gelu`` as in CLIP.
     """
 
     def __init__(

@@ -12,9 +12,16 @@ from torch.nn import functional as F
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.tokens.dropout import Dropout
 
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """X · sigmoid(1.702 x), the approximation that CLIP was trained with (arXiv 2103.00020)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
     "relu": F.relu,
 }
 
@@ -38,7 +45,7 @@ class Dense(FeedForward):
     Args:
         width: D.
         hidden: Inner width; 0 for 4 D.
-        activation: ``gelu``, ``gelu_tanh`` (GPT-2) or ``relu``.
+        activation: ``gelu``, ``gelu_tanh`` (GPT-2), ``quick_gelu`` (CLIP) or ``relu``.
         dropout: On the output.
     """
 
