@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from polyfm.shared.errors import RecipeError, UsageError
+from polyfm.shared.training.trust import MAX_BYTES, Distrust, vet, vet_text
 
 ROOT = Path(__file__).resolve().parents[2]
 """Holds recipes/ and data_cards/: the checkout, or the installed package."""
@@ -21,8 +22,9 @@ RECIPES = ROOT / "recipes"
 KEYS = ("title", "task", "paper", "seed_everything", "data", "model", "trainer", "checkpoint", "patience", "sizes")
 """Top-level keys of a recipe, in the order of the flow."""
 
-# With these alone a recipe made Lightning fetch a URL or unpickle a file; resuming is `polyfm fit --resume RUN`.
-FORBIDDEN = ("ckpt_path", "weights_only", "default_root_dir")
+ALIASES: dict[str, str] = {}
+"""Former names of classes that recipes and checkpoints name, and what they are called now. An entry is never removed:
+files that were written with the old name stay readable."""
 
 
 @dataclasses.dataclass
@@ -49,6 +51,15 @@ class Recipe:
     """Of the YAML file."""
     tree: dict[str, Any]
     """Its content, with the defaults of its task below it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no recipe may hold, also that of a run: its folder may come from someone else."""
+        check_keys(self.tree, self.path, (*KEYS, "domain", "member"))
+        if self.tree.get("task") not in ("pretrain", "finetune"):
+            raise RecipeError(
+                f"task must be pretrain or finetune, not {self.tree.get('task')!r}",
+                where=locate(("task",), (self.path, ())),
+            )
 
     @property
     def target(self) -> str:
@@ -120,21 +131,50 @@ def recipe_names() -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, read safely.
+    """A YAML mapping, read safely; parts under former names get their present ones.
 
     Args:
         path: Of the file.
     """
+    if path.stat().st_size > MAX_BYTES:
+        raise RecipeError(f"a recipe has at most {MAX_BYTES:,} bytes", where=path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        vet_text(yaml.compose(text, Loader=yaml.SafeLoader))
+        tree = yaml.safe_load(text)
+    except Distrust as refused:
+        raise _refusal(refused, path) from None
+    except RecursionError:
+        raise RecipeError("this is nested too deep", where=path) from None
+    # Beside its own errors, yaml lets through those of int(), bool tables and dates: !!bool maybe, 2024-99-99.
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"this is not valid YAML: {problem}", where=where) from None
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of keys such as data: and model:", where=path)
-    return tree
+    renamed: dict[str, Any] = present_names(tree)
+    return renamed
+
+
+def present_names(tree: Any) -> Any:
+    """A tree in which parts that were renamed have their present names.
+
+    Args:
+        tree: Of a recipe. Texts in lists stay: they name columns and modalities, never parts.
+    """
+    if isinstance(tree, dict):
+        return {
+            key: ALIASES.get(value, value) if isinstance(value, str) else present_names(value)
+            for key, value in tree.items()
+        }
+    return [present_names(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _refusal(refused: Distrust, path: Path) -> RecipeError:
+    key = ".".join(refused.keys) or "the recipe"
+    return RecipeError(f"{key} {refused.message}", where=locate(refused.keys, (path, ())), remedy=refused.remedy)
 
 
 def find_recipe(target: str) -> Recipe:
@@ -143,6 +183,7 @@ def find_recipe(target: str) -> Recipe:
     Args:
         target: As a user wrote it.
     """
+    _no_url(target)
     path = RECIPES / f"{target}.yaml"
     name = target
     if not path.is_file():
@@ -155,13 +196,13 @@ def find_recipe(target: str) -> Recipe:
                 remedy=f"{hint}`polyfm list` shows all; a path to a YAML file works too",
             )
         name = path.stem
-    tree = read_yaml(path)
-    check_keys(tree, path, (*KEYS, "domain", "member"))
-    if tree.get("task") not in ("pretrain", "finetune"):
-        raise RecipeError(
-            f"task must be pretrain or finetune, not {tree.get('task')!r}", where=locate(("task",), (path, ()))
-        )
-    return Recipe(name=name, path=path, tree=merge(read_yaml(base_of(tree)), tree))
+    own = Recipe(name=name, path=path, tree=read_yaml(path))
+    return dataclasses.replace(own, tree=merge(read_yaml(base_of(own.tree)), own.tree))
+
+
+def _no_url(target: str) -> None:
+    if "://" in target:
+        raise RecipeError("recipes are read from files of this machine only", where=target, remedy="Download it first")
 
 
 def base_of(tree: Mapping[str, Any]) -> Path:
@@ -179,6 +220,7 @@ def read_overlay(path: Path) -> dict[str, Any]:
     Args:
         path: Of the file.
     """
+    _no_url(str(path).replace(":/", "://"))  # a path keeps one slash of two
     if not path.is_file():
         raise UsageError("there is no such file", where=path, remedy="--config takes a YAML file")
     tree = read_yaml(path)
@@ -187,7 +229,7 @@ def read_overlay(path: Path) -> dict[str, Any]:
 
 
 def check_keys(tree: Mapping[str, Any], path: Path, known: Sequence[str]) -> None:
-    """Refuse top-level keys that are not known, and keys that may stand nowhere.
+    """Refuse top-level keys that are not known, and what no recipe may hold (`trust.vet`).
 
     Args:
         tree: Content of a file.
@@ -197,30 +239,27 @@ def check_keys(tree: Mapping[str, Any], path: Path, known: Sequence[str]) -> Non
     for key in tree:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}"
+            hint = f"Did you mean {near[0]!r}?" if near else _usual_place(key) or f"Known keys: {', '.join(known)}"
             raise RecipeError(f"unknown key {key!r}", where=locate((str(key),), (path, ())), remedy=hint)
-    for keys in walk(tree):
-        if keys[-1] in FORBIDDEN:
-            raise RecipeError(
-                f"{'.'.join(keys)} may not stand in a recipe",
-                where=locate(keys, (path, ())),
-                remedy="To continue a run: polyfm fit --resume RUN; its folder is chosen with --out",
-            )
+    try:
+        vet(tree)
+    except Distrust as refused:
+        raise _refusal(refused, path) from None
 
 
-def walk(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of all keys in a tree.
+def _usual_place(key: Any) -> str:
+    """Where other recipes have a key that stands too far left; empty if none has it."""
+    found: list[tuple[int, str, str]] = []
 
-    Args:
-        tree: Mappings and lists.
-        prefix: Path of the tree itself.
-    """
-    found = []
-    entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in entries:
-        path = (*prefix, str(key))
-        found += [path, *walk(value, path)]
-    return found
+    def look(tree: Any, at: tuple[str, ...], name: str) -> None:
+        for word, value in tree.items() if isinstance(tree, Mapping) else ():
+            if word == key and at:
+                found.append((len(at), ".".join(at), name))
+            look(value, (*at, str(word)), name)
+
+    for name in recipe_names():
+        look(read_yaml(RECIPES / f"{name}.yaml"), (), name)
+    return "It belongs under {1}, as in {2}".format(*min(found)) if found else ""
 
 
 def shareable(text: str) -> str:
@@ -273,4 +312,5 @@ def _line(path: Path, keys: tuple[str, ...]) -> tuple[int, int]:
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
     """Key and value nodes of a mapping, by the key; empty for what is no mapping."""
-    return {name.value: (name, value) for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    entries = node.value if isinstance(node, yaml.MappingNode) else ()
+    return {name.value: (name, value) for name, value in entries if isinstance(name, yaml.ScalarNode)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyfm.shared.errors import DataError
+from polyfm.shared.errors import DataError, StorageError
 from polyfm.shared.objectives.masked import MaskedTokens
 from polyfm.shared.training import checkpoint as module
 from polyfm.shared.training.checkpoint import (
@@ -22,6 +22,8 @@ from polyfm.shared.training.checkpoint import (
     load_weights,
     read_checkpoint,
     read_exchange,
+    second_name,
+    write_checkpoint,
     write_exchange,
 )
 
@@ -150,3 +152,56 @@ def test_the_exchange_format_does_not_say_where_the_data_stood(tmp_path: Path, p
     write_exchange({"state_dict": pretrain().state_dict(), "recipe": recipe}, path)
     assert b"someone" not in path.read_bytes()
     assert 'path: "x.csv"' in read_checkpoint(path)["recipe"]
+
+
+class TestWriting:
+    CONTENT = {"state_dict": {"a": torch.arange(1000.0)}}
+
+    def test_what_is_written_is_read_and_nothing_else_is_left(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "last.ckpt"
+        SafeCheckpointIO().save_checkpoint(self.CONTENT, path)
+        assert torch.equal(read_checkpoint(path)["state_dict"]["a"], torch.arange(1000.0))
+        assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+    def test_a_full_disk_is_one_message_and_the_file_before_stays_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "last.ckpt"
+        write_checkpoint(self.CONTENT, path)
+        (tmp_path / "last.ckpt.part").symlink_to("/dev/full")  # what is written there meets a full disk
+        with pytest.raises(StorageError, match="last.ckpt: this checkpoint could not be written") as error:
+            write_checkpoint({"state_dict": {"a": torch.zeros(100_000)}}, path)
+        assert "(No space left on device). The one before it is whole: free some space" in str(error.value)
+        assert "polyfm fit --resume" in str(error.value)
+        assert error.value.exit_code == 1
+        assert torch.equal(read_checkpoint(path)["state_dict"]["a"], torch.arange(1000.0))
+        assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+    def test_a_name_that_breaks_off_while_it_is_written_does_not_appear(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "last.ckpt"
+
+        def die(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module.os, "fsync", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(self.CONTENT, path)
+        assert not path.exists()
+
+    def test_what_cannot_be_saved_is_a_bug_and_stays_one(self, tmp_path: Path) -> None:
+        with pytest.raises(AttributeError, match="pickle"):
+            write_checkpoint({"a": lambda: None}, tmp_path / "last.ckpt")
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_a_second_name_outlives_the_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    ) -> None:
+        if not links:
+            monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+        fresh, best = tmp_path / "fresh.ckpt", tmp_path / "best.ckpt"
+        for text in ("first", "second"):
+            fresh.write_text(text)
+            second_name(fresh, best)
+            fresh.unlink()
+            assert best.read_text() == text
+        assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]

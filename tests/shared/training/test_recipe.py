@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from polyfm.shared.errors import RecipeError, UsageError
 from polyfm.shared.training.recipe import (
-    FORBIDDEN,
     RECIPES,
     Recipe,
     find_recipe,
@@ -22,8 +21,8 @@ from polyfm.shared.training.recipe import (
     read_yaml,
     recipe_names,
     shareable,
-    walk,
 )
+from polyfm.shared.training.trust import FORBIDDEN
 
 TREE = """\
 task: finetune
@@ -120,6 +119,14 @@ class TestKeys:
         with pytest.raises(RecipeError, match=f"{file}:1: unknown key 'whatever'. Known keys: title, task"):
             find_recipe(str(file))
 
+    def test_a_key_too_far_left_is_told_where_other_recipes_have_it(self, file: Path) -> None:
+        file.write_text("encoders: {}\n" + TREE)
+        with pytest.raises(
+            RecipeError,
+            match=f"{file}:1: unknown key 'encoders'. It belongs under model, as in molecules/graph_property",
+        ):
+            find_recipe(str(file))
+
     @pytest.mark.parametrize("key", FORBIDDEN)
     def test_keys_that_ran_code_are_refused_wherever_they_stand(self, file: Path, key: str) -> None:
         file.write_text(TREE.replace("      width: 16", f"      {key}: https://example.org/x.ckpt"))
@@ -141,8 +148,21 @@ class TestKeys:
 
     def test_yaml_cannot_make_objects(self, file: Path) -> None:
         file.write_text("task: !!python/object/apply:os.system ['touch /tmp/never']\n")
-        with pytest.raises(RecipeError, match=f"{file}:1: this is not valid YAML: could not determine a constructor"):
+        with pytest.raises(RecipeError, match=f"{file}:1: task has the tag !!python/object/apply:os.system. A recipe"):
             read_yaml(file)
+
+    def test_former_names_of_parts_are_read_as_their_present_ones(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "polyfm.shared.training.recipe.ALIASES", {"Stack": "Transformer", "OldTokens": "TextTokens"}
+        )
+        file.write_text(TREE.replace("Transformer", "Stack").replace("width: 16", "embedder: OldTokens"))
+        encoder = find_recipe(str(file)).tree["model"]["encoders"]["smiles"]
+        assert encoder["backbone"]["class_path"] == "Transformer"
+        assert encoder["embedder"] == "TextTokens"
+        file.write_text("data: {init_args: {targets: [Stack]}}\n")
+        assert read_yaml(file)["data"]["init_args"]["targets"] == ["Stack"]  # a column
 
     def test_an_overlay_may_not_change_what_a_recipe_is(self, tmp_path: Path) -> None:
         over = tmp_path / "over.yaml"
@@ -214,10 +234,6 @@ def test_a_recipe_that_is_passed_on_says_only_the_name_of_the_file(path: str) ->
 @pytest.mark.parametrize("text", ["title: mine", "data: {}", "data: {init_args: {targets: [y]}}", "[1, 2]"])
 def test_a_recipe_without_a_path_is_passed_on_as_it_is(text: str) -> None:
     assert shareable(text) == text
-
-
-def test_walk_gives_the_path_of_every_key() -> None:
-    assert walk({"a": {"b": [{"c": 1}]}}) == [("a",), ("a", "b"), ("a", "b", "0"), ("a", "b", "0", "c")]
 
 
 @pytest.mark.parametrize("name", recipe_names())
