@@ -46,6 +46,10 @@ class RecipeError(PolyfmError):
     exit_code = 4
 
 
+class StorageError(PolyfmError):
+    """A file that a run leaves cannot be written: the disk is full, or the folder read-only."""
+
+
 class MissingExtraError(PolyfmError, ImportError):
     """A library of an extra is not installed."""
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser, Refused, canonicalise
 from polyfm.domains.molecules.duplicates import first_rows, merge_labels
-from polyfm.domains.molecules.structure_files import Record, StructureFile, open_structures
+from polyfm.domains.molecules.structure_files import TITLE, Record, StructureFile, open_structures
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
 from polyfm.shared.data.tabular import Table
 from polyfm.shared.errors import DataError, UsageError
@@ -171,6 +171,12 @@ def read_molecules(
     if duplicates not in ("merge", "keep"):
         raise UsageError(f"duplicates is {duplicates!r}; expected 'merge' or 'keep'")
     file = open_structures(path, smiles)
+    if targets and file.table.columns == (TITLE,):
+        raise DataError(
+            "the file holds molecules and their names, but no labels",
+            where=file.table.path,
+            remedy="Labels are read from columns of a table (.csv, .tsv, .parquet) or properties of an SDF",
+        )
     task_columns = {name: file.table.column(name) for name in ([targets] if isinstance(targets, str) else targets)}
     columns, guesses = _choose(file.table, {"id": id, "description": description, "split": split})
     if smiles is None and file.smiles_column is not None:

@@ -88,7 +88,8 @@ def _table(table: Table, smiles: str | None) -> StructureFile:
         raise DataError(
             f"no column is named like SMILES; the columns are {', '.join(map(repr, table.columns))}",
             where=table.path,
-            remedy="Say which one it is with --data.smiles COLUMN",
+            remedy=table.misread
+            or "Say which one it is with --data.smiles COLUMN; the first line must name the columns",
         )
     at = table.column(column)
 

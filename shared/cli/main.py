@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ VERBS = {
     "predict": "polyfm predict RUN INPUT --out FILE   predictions for new items",
     "embed": "polyfm embed RUN INPUT --out FILE     vectors for new items (.parquet, .npz)",
     "tool": "polyfm tool DOMAIN NAME INPUT         tools of a domain (`polyfm tool DOMAIN` lists them)",
+    "doctor": "polyfm doctor                         what is missing or too old here, and what mends it",
 }
 
 USAGE = f"""usage: polyfm <verb> TARGET [INPUT] [--key.subkey value]
@@ -38,7 +40,7 @@ a domain for demo; the folder of a run for validate, test, predict and embed.
 
 Start with:  polyfm demo molecules
 Options of a verb:  polyfm <verb> --help
-Exit codes: 2 usage, 3 data, 4 recipe"""
+Exit codes: 2 usage, 3 data, 4 recipe, 130 interrupted, 143 pre-empted, 1 other"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,4 +79,10 @@ def main(argv: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "--debug" in argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"polyfm: {where}the disk is full. Free some space, then try again", file=sys.stderr)
+        return PolyfmError.exit_code
     return 0

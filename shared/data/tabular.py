@@ -27,6 +27,8 @@ _FOREIGN = {
 }
 _LARGEST_FIELD = 1 << 24
 _BATCH_ROWS = 8192
+_LOOK = 1024
+"""Bytes at the beginning that tell whether a file is text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,17 @@ class Table:
         raise DataError(
             f"there is no column {wanted!r}; the columns are {', '.join(map(repr, self.columns))}",
             where=self.path,
-            remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name one of these columns",
+            remedy=f"Did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else self.misread or "Name one of these columns",
         )
+
+    @property
+    def misread(self) -> str:
+        """What to do if the header was not cut at what separates its cells; empty if it was."""
+        whole = self.columns[0] if len(self.columns) == 1 else ""
+        apart = next((separator for separator in ",;" if separator in whole), "")
+        return f"The cells are separated by {apart!r}, not by tabs: let the file's name end in .csv" if apart else ""
 
     def guess(self, candidates: Sequence[str]) -> str | None:
         """The first candidate that is a column, whatever its case and whether it has blanks, hyphens or underscores.
@@ -150,11 +161,17 @@ def check_file(path: Path) -> None:
     try:
         with open(path, "rb") as file:
             if not file.read(1):
-                raise DataError("the file is empty", where=path)
+                raise DataError(
+                    "the file is empty", where=path, remedy="Was it written to its end? Write or fetch it again"
+                )
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=path, remedy="Check the path") from error
     except OSError as error:
-        raise DataError(f"the file cannot be opened ({error.strerror})", where=path) from error
+        raise DataError(
+            f"the file cannot be opened ({error.strerror})",
+            where=path,
+            remedy="Let yourself read it (chmod u+r FILE), or ask its owner",
+        ) from error
 
 
 @contextmanager
@@ -174,6 +191,8 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         stream = gzip.GzipFile(fileobj=raw) if head.startswith(_GZIP_MAGIC) else raw
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
+            if b"\0" in stream.peek(_LOOK)[:_LOOK]:
+                raise DataError("this is binary, not text", where=path, remedy="Check that this is the right file")
             yield text
         except UnicodeDecodeError as error:
             raise DataError(
@@ -211,7 +230,11 @@ def _open_parquet(path: Path) -> Iterator[ParquetFile]:
             yield file
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"this is no Parquet file, or a damaged one ({reason})", where=path) from error
+        raise DataError(
+            f"this is no Parquet file, or a damaged one ({reason})",
+            where=path,
+            remedy="Write it again, or give it the ending of what it holds (.csv, .tsv)",
+        ) from error
 
 
 def _parquet_columns(path: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import pkgutil
@@ -25,8 +26,9 @@ from polyfm.shared.training.checkpoint import SafeCheckpointIO
 from polyfm.shared.training.curves import Curves
 from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.pretrain import PretrainTask
-from polyfm.shared.training.recipe import FORBIDDEN, Paper, Recipe, base_of, locate, merge, read_overlay
+from polyfm.shared.training.recipe import KEYS, Paper, Recipe, base_of, locate, merge, read_overlay
 from polyfm.shared.training.schema import FORM, Misfit, Schema, placed
+from polyfm.shared.training.trust import FORBIDDEN, storable
 
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
@@ -146,7 +148,7 @@ class RecipeParser(LightningCLI):
             option = ".".join(key for key in keys if key not in FORM)
             if keys[0] == "data":
                 raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")
-            raise RecipeError(f"{option} is missing", where=self._where(keys), remedy="It has no default")
+            raise RecipeError(f"{'.'.join(keys)} is missing", where=self._where(keys), remedy="It has no default")
 
     def _where(self, keys: tuple[str, ...]) -> str:
         return locate(keys, *self._files)
@@ -187,12 +189,22 @@ class RecipeParser(LightningCLI):
                 raise RecipeError(str(error), where=self.recipe.path) from error
             if cause.where is None:
                 cause.where = self.recipe.path
-            elif str(cause.where).partition(".")[0] in self.tree:  # a key: say the line, too
-                cause.where = f"{self._where(tuple(str(cause.where).split('.')))}: {cause.where}"
+            elif (keys := self._keys_of(str(cause.where)))[0] in self.tree:  # a key: say the line, too
+                cause.where = f"{self._where(keys)}: {'.'.join(keys)}"
             raise cause from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
+
+    def _keys_of(self, where: str) -> tuple[str, ...]:
+        """The path of what an error names; objectives know their class, not the name that they have in the recipe."""
+        first, _, rest = where.partition(".")
+        kind, *below = rest.split(".")
+        if first == "objectives":
+            for name, part in self.tree["model"].get("objectives", {}).items():
+                if kind in (part, part.get("class_path") if isinstance(part, dict) else None):
+                    return ("model", first, name, *below)
+        return tuple(where.split("."))
 
     @property
     def member(self) -> int:
@@ -241,8 +253,7 @@ class RecipeParser(LightningCLI):
             tree.pop("member")
         defaults = vars(self.parser.get_defaults(skip_validation=True)["trainer"])
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value != defaults.get(key)}
-        for key in FORBIDDEN:
-            tree["trainer"].pop(key, None)
+        tree["trainer"] = storable(tree["trainer"])  # loggers that the user chose are not for whoever reads the recipe
         tree["data"]["init_args"]["path"] = str(Path(tree["data"]["init_args"]["path"]).absolute())
         resolved: dict[str, Any] = _short_names({**tree, "domain": self.recipe.domain})
         return resolved
@@ -301,6 +312,15 @@ def _check_paper(paper: Any, path: Path) -> None:
     if not paper:
         return
     fields = Paper.__annotations__
+    for name in paper if isinstance(paper, dict) else ():
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(fields)}"
+            raise RecipeError(
+                f"paper has no {name!r}",
+                where=locate(("paper", str(name)), (path, ())),
+                remedy="It belongs at the top of the recipe" if name in KEYS else hint,
+            )
     if not isinstance(paper, dict) or set(paper) != set(fields):
         raise RecipeError(f"paper needs the keys {', '.join(fields)}", where=locate(("paper",), (path, ())))
     for field, kind in fields.items():

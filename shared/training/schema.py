@@ -12,16 +12,21 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from polyfm.shared.training.recipe import merge
+
 Keys = tuple[str, ...]
 
 FORM = ("class_path", "init_args")
 """Keys by which a part says its class and its arguments."""
+NAMELESS = "class_path is missing"
+"""Said of a part with arguments that the class asked for does not take, but others do."""
 
 
 class UNKNOWN:
@@ -41,6 +46,8 @@ class Misfit(Exception):
     def __init__(self, keys: Keys, message: str, word: str = "", known: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.keys, self.message, self.word, self.known = keys, message, word, sorted(known)
+        self.homes: list[Keys] = []
+        """Mappings of the recipe in which the key would be right; set by `Schema.check`."""
 
     @property
     def path(self) -> list[str]:
@@ -50,18 +57,26 @@ class Misfit(Exception):
     @property
     def nearest(self) -> str | None:
         """The known name that was perhaps meant."""
-        return next(iter(difflib.get_close_matches(self.word, self.known, n=1, cutoff=0.65)), None)
+        others = [name for name in (*self.known, *FORM) if name != self.word]
+        return next(iter(difflib.get_close_matches(self.word, others, n=1, cutoff=0.65)), None)
 
     @property
     def remedy(self) -> str | None:
-        """What to write instead."""
+        """What to write instead, or where."""
+        if self.homes:
+            under = " or ".join(".".join(home) for home in self.homes)
+            return f"It belongs under {under}" if under else "It belongs at the top of the recipe"
         if self.nearest is not None:
             return f"Did you mean {self.nearest!r}?"
         return f"Known: {', '.join(self.known)}" if self.known else None
 
     def __str__(self) -> str:
         """Where in the tree, and what."""
-        path = self.path[:-1] if self.keys and self.keys[-1] == self.word else self.path
+        path, last = self.path, self.keys[-1] if self.keys else ""
+        if last in FORM and last != self.word and (self.homes or not self.word):
+            path = [*path, last]  # what is wrong is neither the part nor its class, but how it is written
+        elif last not in FORM and last == self.word:
+            path = path[:-1]
         return f"{'.'.join(path)}: {self.message}" if path else self.message
 
 
@@ -83,7 +98,16 @@ class Schema:
         Raises:
             Misfit: With the path of the key.
         """
-        self._names(self.fields, tree, (), "the recipe")
+        try:
+            self._names(self.fields, tree, (), "the recipe")
+        except Misfit as misfit:
+            if misfit.word and misfit.keys[-1] in (misfit.word, "class_path"):
+                misfit.homes = self.homes(misfit.keys, tree, free=misfit.nearest is None)
+            raise
+        for key, hint in self.fields.items():
+            part = _part(hint)
+            if part is not None and key not in tree and required(part[0]):
+                raise Misfit((), f"{key} is missing")
 
     def missing(self, tree: Mapping[str, Any]) -> list[Keys]:
         """Paths of arguments that must be given and are not.
@@ -100,7 +124,7 @@ class Schema:
                     look(item, below, (*keys, str(name)))
             elif part is not None and value is not None and value is not UNKNOWN:
                 base, given = part
-                kind, arguments, at = self._open(base, value, keys)
+                kind, arguments, at = self._open(base, value, keys, given)
                 found.extend((*at, name) for name in required(kind, given) if name not in arguments)
                 for name, below in arguments.items():
                     look((parameters(kind, given) or {}).get(name, Any), below, (*at, name))
@@ -110,9 +134,10 @@ class Schema:
         return found
 
     def _names(self, fields: Mapping[str, Any], arguments: Mapping[str, Any], at: Keys, owner: str) -> None:
-        for name, value in arguments.items():
+        for name in arguments:
             if name not in fields:
                 raise Misfit((*at, str(name)), f"{owner} has no {name!r}", str(name), fields)
+        for name, value in arguments.items():
             self._value(fields[name], value, (*at, name))
 
     def _value(self, hint: Any, value: Any, keys: Keys) -> None:
@@ -120,11 +145,14 @@ class Schema:
             return  # whether None is right, jsonargparse says
         item, part = _item(hint), _part(hint)
         if item is not None:
-            for name, below in _mapping(value, keys).items():
-                self._value(item, below, (*keys, str(name)))
+            for name in _mapping(value, keys):
+                if name in FORM and (asked := _part(item)) is not None:
+                    raise Misfit((*keys, name), f"{name!r} is no name for {_a(asked[0])}", name)
+            for name, below in value.items():
+                self._item(item, below, (*keys, str(name)), [str(other) for other in value if other != name])
         elif part is not None:
             base, given = part
-            kind, arguments, at = self._open(base, value, keys)
+            kind, arguments, at = self._open(base, value, keys, given)
             fields = parameters(kind, given)
             if fields is not None:
                 self._names(fields, arguments, at, kind.__name__)
@@ -134,11 +162,37 @@ class Schema:
         elif (wanted := _unfit(hint, value)) is not None:
             raise Misfit(keys, f"expected {wanted}, not {value!r}")
 
-    def _open(self, base: type, spec: Any, keys: Keys) -> tuple[type, Mapping[str, Any], Keys]:
+    def _item(self, hint: Any, value: Any, keys: Keys, others: Sequence[str]) -> None:
+        """What stands under a name of the user's choice, beside others.
+
+        A part that does not fit may be an argument a level too high, or lie beside the part that it was meant to be
+        laid into.
+        """
+        part, name = _part(hint), keys[-1]
+        if part is None:
+            self._value(hint, value, keys)
+            return
+        base, given = part
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.65)
+        try:
+            self._value(hint, value, keys)
+            kind, arguments, _ = self._open(base, value, keys, given)
+            lacks = [argument for argument in required(kind, given) if argument not in arguments]
+        except Misfit as misfit:
+            if name in (parameters(base) or {}):
+                raise Misfit(keys, f"{name!r} names an argument, not {_a(base)}", name) from misfit
+            if not near or misfit.message != NAMELESS:
+                raise
+            lacks = ["class_path"]
+        if near and lacks:
+            raise Misfit(keys, f"{name!r} lacks {', '.join(lacks)}", name, near)
+
+    def _open(self, base: type, spec: Any, keys: Keys, given: int = 0) -> tuple[type, Mapping[str, Any], Keys]:
         """The class that a part names, its arguments, and where they stand."""
         if isinstance(spec, str):
             return self._find(base, spec, keys), {}, keys
-        spec = _mapping(spec, keys)
+        if not isinstance(spec, Mapping):
+            raise Misfit(keys, f"expected the name of {_a(base)}, or a mapping, not {spec!r}")
         if "class_path" in spec:
             kind = self._find(base, spec["class_path"], (*keys, "class_path"))
             for name in spec:
@@ -146,14 +200,31 @@ class Schema:
                     raise Misfit((*keys, str(name)), f"{name!r} stands beside class_path", str(name), FORM)
         else:
             kind = base
+            self._refuse_nameless(base, given, spec, keys)
         if "init_args" in spec:
             at = (*keys, "init_args")
             return kind, _mapping(spec["init_args"] or {}, at), at
-        return kind, {} if "class_path" in spec else spec, keys
+        return (kind, {}, (*keys, "init_args")) if "class_path" in spec else (kind, spec, keys)
+
+    def _refuse_nameless(self, base: type, given: int, spec: Mapping[str, Any], keys: Keys) -> None:
+        """A part without ``class_path`` has the arguments of the class that is asked for, and nothing beside them."""
+        own = parameters(base, given) or {}
+        beside = [str(name) for name in spec if name not in FORM] if "init_args" in spec else []
+        for name in beside:
+            if name not in own:
+                raise Misfit((*keys, name), f"{name!r} stands beside init_args", name, FORM)
+        if beside:
+            raise Misfit((*keys, "init_args"), f"'init_args' stands beside {', '.join(beside)}", "init_args")
+        arguments = spec.get("init_args", spec)
+        if isinstance(arguments, Mapping) and not set(arguments) <= set(own):
+            kinds = self.classes(base).items()
+            takers = [name for name, kind in kinds if set(arguments) <= set(parameters(kind, given) or ())]
+            if takers:
+                raise Misfit(keys, NAMELESS, known=takers)
 
     def _find(self, base: type, name: Any, keys: Keys) -> type:
         if not isinstance(name, str):
-            raise Misfit(keys, f"expected the name of a {base.__name__}, not {name!r}")
+            raise Misfit(keys, f"expected the name of {_a(base)}, not {name!r}")
         module, _, short = name.rpartition(".")
         if not module:
             known = self.classes(base)
@@ -162,10 +233,71 @@ class Schema:
             return known[short]
         kind = getattr(sys.modules.get(module), short, None) if self._allows(module) else None
         if not isinstance(kind, type) or not self._allows(kind.__module__):
-            raise Misfit(keys, f"{name!r} may not be named in a recipe")
+            raise Misfit(keys, f"{name!r} may not be named in a recipe", name)
         if not issubclass(kind, base):
             raise Misfit(keys, f"{name!r} is no {base.__name__}", short, self.classes(base))
         return kind
+
+    def homes(self, keys: Keys, tree: Mapping[str, Any], *, free: bool = True) -> list[Keys]:
+        """Paths of the mappings that would take a key and its value, the nearest: for one that stands elsewhere.
+
+        Args:
+            keys: Path of the misplaced key.
+            tree: A recipe at one size.
+            free: Also look, one level below, where names are the user's choice.
+        """
+        name, at = keys[-1], keys[:-1]
+        rest, moved = _without(tree, keys)
+
+        def laid(under: Mapping[str, Any]) -> Any:
+            """What would stand there: a size or a ``--config`` lays parts of parts into those of the recipe."""
+            there = under.get(name)
+            there = {"class_path": there} if isinstance(there, str) else there
+            return merge(there, moved) if isinstance(there, Mapping) and isinstance(moved, Mapping) else moved
+
+        named: dict[Keys, int] = {}
+        below: list[Keys] = []
+
+        def offer(home: Keys, taken: bool) -> None:
+            common = len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(home, at, strict=False))])
+            if home != at:
+                named[home] = len(home) + len(at) - 2 * common + 2 * taken
+
+        def look(hint: Any, value: Any, path: Keys) -> None:
+            item, part = _item(hint), _part(hint)
+            if item is not None and isinstance(value, Mapping):
+                if path[:-1] == at and not isinstance(moved, str) and self._fits(item, laid(value)):
+                    below.append(path)
+                for key, inner in value.items():
+                    look(item, inner, (*path, str(key)))
+            elif part is not None and value is not None:
+                base, given = part
+                if name in FORM and isinstance(value, Mapping) and self._fits(hint, {**value, name: laid(value)}):
+                    offer(path, name in value)
+                try:
+                    kind, arguments, inside = self._open(base, value, path, given)
+                except Misfit:
+                    return
+                fields = parameters(kind, given) or {}
+                if name in fields and self._fits(fields[name], laid(arguments)):
+                    offer(inside, name in arguments)
+                for key, inner in arguments.items():
+                    look(fields.get(key, Any), inner, (*inside, key))
+
+        if name in self.fields and self._fits(self.fields[name], laid(rest)):
+            offer((), name in rest)
+        for key, value in rest.items():
+            look(self.fields.get(key), value, (key,))
+        if named or not free:
+            return [home for home, distance in named.items() if distance == min(named.values())]
+        return below
+
+    def _fits(self, hint: Any, value: Any) -> bool:
+        try:
+            self._value(hint, value, ())
+        except Misfit:
+            return False
+        return True
 
     def classes(self, base: type) -> dict[str, type]:
         """Classes that may stand where a base is asked for, by name.
@@ -269,6 +401,21 @@ def placed(tree: Mapping[str, Any], option: str) -> dict[str, Any]:
         node[word] = {"class_path": below} if isinstance(below, str) else below if isinstance(below, dict) else {}
         node = node[word]
     return out
+
+
+def _without(tree: Mapping[str, Any], keys: Keys) -> tuple[dict[str, Any], Any]:
+    """A tree without a key, and what stood there."""
+    out = dict(tree)
+    first = next(name for name in out if str(name) == keys[0])  # YAML has keys that are numbers, and `on` is one of two
+    if len(keys) == 1:
+        return out, out.pop(first)
+    out[first], value = _without(out[first], keys[1:])
+    return out, value
+
+
+def _a(kind: type) -> str:
+    """With its article."""
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def _item(hint: Any) -> Any:

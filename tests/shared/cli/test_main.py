@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,3 +95,12 @@ def test_the_command_and_the_module_are_the_same(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "Traceback" not in ran.stderr
+
+
+def test_a_full_disk_is_one_line(polyfm: Polyfm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(_: str) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+    monkeypatch.setattr(module.importlib, "import_module", fill)
+    shown = polyfm("list")
+    assert (shown.code, shown.err) == (1, "polyfm: metrics.csv: the disk is full. Free some space, then try again\n")

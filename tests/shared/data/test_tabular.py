@@ -63,6 +63,14 @@ def test_the_nearest_column_is_suggested(tmp_path: Path) -> None:
         table.column("zzzzzz")
 
 
+def test_a_header_that_was_not_cut_is_told_by_its_separator(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match=r"separated by ';', not by tabs: let the file's name end in .csv"):
+        open_table(tmp_path / "t.tsv").column("y")
+    (tmp_path / "t.tsv").write_text("a\n1\n")
+    assert open_table(tmp_path / "t.tsv").misread == ""
+
+
 def test_guesses_look_past_case_and_blanks(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("Compound ID,Canonical-SMILES\nx,C\n")
     table = open_table(tmp_path / "t.csv")
@@ -79,6 +87,8 @@ def test_guesses_look_past_case_and_blanks(tmp_path: Path) -> None:
         ("t.csv", b"a,b\n\xe9,1\n", "not UTF-8 .byte 0xe9.*iconv"),
         ("t.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
         ("t.csv", b"PK\x03\x04rest of an xlsx", "Excel"),
+        ("t.csv", b"a,b\n\0,1\n", "this is binary, not text"),
+        ("t.csv.gz", gzip.compress(b"a,b\n\0,1\n"), "this is binary, not text"),
         ("t.csv", b"a,a\n1,2\n", "several columns are named 'a'"),
         ("t.csv.gz", gzip.compress(b"a,b\n" + bytes(range(65, 91)) * 1000)[:-20], "gzip file is damaged"),
         ("t.parquet", b"no parquet at all", "no Parquet file, or a damaged one"),

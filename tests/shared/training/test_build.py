@@ -224,7 +224,7 @@ WRONG_RECIPES = {
     "a function of ours": ("class_path: Transformer", "class_path: polyfm.shared.backbones.encoder.on_meta", "'polyfm.shared.backbones.encoder.on_meta' may not be named in a recipe"),
     "lightning's own importer": ("class_path: Transformer", "class_path: lightning.pytorch.cli.instantiate_class", "'lightning.pytorch.cli.instantiate_class' may not be named in a recipe"),
     "another domain's or a stranger's module": ("class_path: Transformer", "class_path: this_package.would.be.imported", "'this_package.would.be.imported' may not be named in a recipe"),
-    "a callback that imports": ("  max_epochs: 2", "  callbacks: [{class_path: lightning.pytorch.cli.SaveConfigCallback}]", "trainer.callbacks: 'lightning.pytorch.cli.SaveConfigCallback' may not be named in a recipe"),
+    "a callback that imports": ("  max_epochs: 2", "  callbacks: [{class_path: lightning.pytorch.cli.SaveConfigCallback}]", "trainer.callbacks.0 may not name 'lightning.pytorch.cli.SaveConfigCallback'. Callbacks that may: "),
     "ckpt_path": ("  max_epochs: 2", "  ckpt_path: https://example.org/x", "trainer.ckpt_path may not stand in a recipe"),
     "default_root_dir": ("  max_epochs: 2", "  default_root_dir: /", "trainer.default_root_dir may not stand in a recipe"),
     "weights_only": ("    batch_size: 8", "    weights_only: false", "data.init_args.weights_only may not stand in a recipe"),
@@ -322,6 +322,39 @@ def test_a_mistake_in_a_size_is_told_its_line(build: Build, tmp_path: Path) -> N
 def test_the_paper_block_is_typed(build: Build, paper: str, message: str) -> None:
     with pytest.raises(RecipeError, match=f"tiny.yaml:2: {message}"):
         build(change=("task: finetune", f"paper: {paper}\ntask: finetune"))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("yaer", "paper has no 'yaer'. Did you mean 'year'?"),
+        ("doi", "paper has no 'doi'. Known: title, year, identifier, differs"),
+        ("trainer", "paper has no 'trainer'. It belongs at the top of the recipe"),
+    ],
+)
+def test_a_field_that_no_paper_has(build: Build, field: str, message: str) -> None:
+    with pytest.raises(RecipeError, match="tiny.yaml:3: ") as error:
+        build(change=("task: finetune", f"paper:\n  {field}: x\ntask: finetune"))
+    assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("objective", "where"),
+    [("InfoNCE", "4: model.objectives.align"), ("{class_path: InfoNCE}", "4: model.objectives.align")],
+)
+def test_an_objective_is_told_by_the_name_that_it_has_in_the_recipe(tmp_path: Path, objective: str, where: str) -> None:
+    path = tmp_path / "pretrain.yaml"
+    encoders = (
+        "{smiles: {width: 8, embedder: SmilesTokens, backbone: {class_path: Transformer, init_args: {depth: 1}}}}"
+    )
+    path.write_text(
+        "{task: pretrain, domain: molecules, data: MoleculeDataModule, model: {\n"
+        f"  encoders: {encoders},\n  objectives: {{\n    align: {objective}}}}}}}\n"
+    )
+    recipe = find_recipe(str(path))
+    with pytest.raises(RecipeError, match="no pair of encoders has a projection") as error:
+        RecipeParser(recipe, recipe.sized("paper"), ["--data.path=x.csv"])
+    assert str(error.value).startswith(f"{path}:{where}: ")
 
 
 def test_a_year_that_was_not_looked_up_may_say_so(build: Build) -> None:

@@ -98,12 +98,30 @@ def test_what_fits_passes(owner: dict[str, Any]) -> None:
         ({"make": {"class_path": "Small", "init_args": {"on": "yes"}}}, "make.init_args.on", "owner.make.on: expected true or false, not 'yes'", None),
         ({"make": {"class_path": "Small", "init_args": {"name": [1]}}}, "make.init_args.name", "owner.make.name: expected a text, not [1]", None),
         ({"make": {"class_path": "Nested", "init_args": {"maybe": "Smal"}}}, "make.init_args.maybe", "owner.make.maybe: there is no Part named 'Smal'", "Did you mean 'Small'?"),
-        ({"make": {"class_path": 3}}, "make.class_path", "owner.make: expected the name of a Part, not 3", None),
-        ({"make": {"class_path": "Small", "init_args": [1]}}, "make.init_args", "owner.make: expected a mapping of names to values, not [1]", None),
+        ({"make": {"class_path": 3}}, "make.class_path", "owner.make.class_path: expected the name of a Part, not 3", None),
+        ({"make": {"class_path": "Small", "init_args": [1]}}, "make.init_args", "owner.make.init_args: expected a mapping of names to values, not [1]", None),
         ({"parts": ["Small"]}, "parts", "owner.parts: expected a mapping of names to values, not ['Small']", None),
         ({"kind": "binar"}, "kind", "owner.kind: 'binar' is no choice", "Did you mean 'binary'?"),
         ({"kind": "zzz"}, "kind", "owner.kind: 'zzz' is no choice", "Known: auto, binary"),
         ({"settings": {"warm": {"untill": 1}}}, "settings.warm.untill", "owner.settings.warm: Setting has no 'untill'", "Did you mean 'until'?"),
+        # A part is written as its name, or as class_path and init_args; without class_path it is what was asked for.
+        ({"single": [1]}, "single", "owner.single: expected the name of a Part, or a mapping, not [1]", None),
+        ({"make": {"clas_path": "Small", "init_args": {"depth": 1}}}, "make.clas_path", "owner.make: 'clas_path' stands beside init_args", "Did you mean 'class_path'?"),
+        ({"make": {"class_path": "Small", "ini_args": {"depth": 1}}}, "make.ini_args", "owner.make: 'ini_args' stands beside class_path", "Did you mean 'init_args'?"),
+        ({"single": {"depth": 1}}, "single", "owner.single: class_path is missing", "Known: Small"),
+        ({"single": {"init_args": {"inner": "Small"}}}, "single", "owner.single: class_path is missing", "Known: Nested"),
+        # A part that was to be laid into another, under a name that is not there.
+        ({"parts": {"first": {"class_path": "Small", "init_args": {"width": 1}}, "fisrt": {"depth": 1}}}, "parts.fisrt", "owner.parts: 'fisrt' lacks class_path", "Did you mean 'first'?"),
+        ({"parts": {"first": {"class_path": "Small", "init_args": {"width": 1}}, "fisrt": "Small"}}, "parts.fisrt", "owner.parts: 'fisrt' lacks width", "Did you mean 'first'?"),
+        # At a wrong place: told where it would be right.
+        ({"make": {"class_path": "Small", "depth": 1}}, "make.depth", "owner.make: 'depth' stands beside class_path", "It belongs under owner.make.init_args"),
+        ({"depth": 1, "make": {"class_path": "Small"}}, "depth", "owner: Owner has no 'depth'", "It belongs under owner.make.init_args"),
+        ({1: 2}, "1", "owner: Owner has no 1", "Known: either, kind, make, parts, settings, single"),
+        ({"title": "x"}, "title", "owner: Owner has no 'title'", "It belongs at the top of the recipe"),
+        ({"class_path": "Small", "init_args": {"make": {"init_args": {"depth": 1}}}}, "class_path", "owner.class_path: there is no Owner named 'Small'", "It belongs under owner.init_args.make"),
+        ({"parts": {"a": {"class_path": "Small"}, "init_args": {"depth": 1}}}, "parts.init_args", "owner.parts: 'init_args' is no name for a Part", "It belongs under owner.parts.a"),
+        ({"settings": {"warm": {"names": []}, "until": 0.5}}, "settings.until", "owner.settings: 'until' names an argument, not a Setting", "It belongs under owner.settings.warm"),
+        ({"settings": {}, "warm": {"until": 0.5}}, "warm", "owner: Owner has no 'warm'", "It belongs under owner.settings"),
         ({"settings": {"warm": {"names": "a"}}}, "settings.warm.names", "owner.settings.warm.names: expected a list, not 'a'", None),
     ],
 )  # fmt: skip
@@ -144,6 +162,10 @@ def test_a_class_of_the_wrong_kind_is_told_the_right_ones() -> None:
     found = misfit({"owner": {"single": {"class_path": f"{HERE}.Setting"}}})
     assert found.message == f"'{HERE}.Setting' is no Part"
     assert found.known == ["Free", "Nested", "Part", "Small"]
+
+
+def test_a_part_that_has_to_be_there() -> None:
+    assert (str(misfit({})), misfit({}).keys) == ("owner is missing", ())
 
 
 def test_an_unknown_top_level_name() -> None:
