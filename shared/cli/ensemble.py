@@ -15,12 +15,13 @@ from polyfm.shared.evaluation.finish import Finished, collect, judge, show
 from polyfm.shared.evaluation.report.page import Panel, Report
 from polyfm.shared.evaluation.report.panels import data_panel, recipe_panel
 from polyfm.shared.evaluation.spread import judge_spread
+from polyfm.shared.training.init_from import InitFrom
 from polyfm.shared.training.recipe import Recipe
 from polyfm.shared.training.run_folder import RunFolder
 
 
 def train_ensemble(
-    recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, members: int, init_from: str
+    recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, members: int, init_from: str | InitFrom
 ) -> dict[str, Any]:
     """Train members that differ only in the seed of weights, order and dropout; the split is the first seed's.
 

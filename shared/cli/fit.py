@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from polyfm.shared.cli.arguments import Arguments, choose_size
 from polyfm.shared.errors import UsageError
 from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
+from polyfm.shared.training.signals import Signals, Stopped, is_requeued, job
 
 if TYPE_CHECKING:
     from polyfm.shared.evaluation.finish import Finished
+    from polyfm.shared.training.init_from import InitFrom
 
 EPILOG = """options of the recipe (any key of its YAML):
   --data.path FILE            what to read
@@ -24,6 +26,7 @@ EPILOG = """options of the recipe (any key of its YAML):
   --trainer.precision bf16-mixed                         --trainer.accelerator cpu
   --model.optimizer.lr X      learning rate              --model.optimizer.layer_decay X
   --model.train_blocks K      fine-tuning: -1 full, 0 frozen, k the last k blocks
+  --checkpoint.every_n_steps N  write checkpoints/last.ckpt more often than after each pass
   --seed_everything N         one number decides the run
   --config FILE               more YAML on top; options win over files
   --print_config              show the recipe with everything applied
@@ -33,7 +36,10 @@ examples:
   polyfm fit molecules/spmm --data.path compounds.smi --size small --out runs/spmm
   polyfm fit molecules/property --data.path F.csv --data.smiles smiles --data.targets y \\
       --init_from runs/spmm --size small --out runs/y
-  polyfm fit --resume runs/y"""
+  polyfm fit --resume runs/y
+
+SIGTERM and Ctrl+C end a run at the next step, with a checkpoint (exit codes 143, 130). In a SLURM job that asks for
+it (#SBATCH --signal=USR1@90, srun polyfm fit ...) the run is queued again and goes on."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -46,7 +52,16 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("recipe", nargs="?", help="a name from `polyfm list`, or a YAML file")
     parser.add_argument("--size", default="", help="small or paper; must be chosen on a CPU")
     parser.add_argument("--out", default="", help="the run's folder; runs/NAME by default")
-    parser.add_argument("--init_from", default="", metavar="RUN", help="start from the encoders of another run")
+    parser.add_argument(
+        "--init_from",
+        default="",
+        metavar="RUN",
+        help="start from the encoders of another run, or MODALITY=FOLDER: from transformers' config.json and "
+        "model.safetensors (BERT family, CLIP)",
+    )
+    parser.add_argument(
+        "--init_at_least", type=float, default=0.9, metavar="SHARE", help="of an encoder's numbers that must be found"
+    )
     parser.add_argument(
         "--ensemble", type=int, default=1, metavar="N", help="train N seeds; predictions get a mean and sd"
     )
@@ -65,8 +80,12 @@ def run(words: Sequence[str]) -> None:
         _show(recipe, recipe.sized("small" if "small" in recipe.sizes else "paper"), ["--help"])
         return
     tree = recipe.sized(choose_size(ours.size))
+    init_from: str | InitFrom = ""
     if ours.init_from:
-        tree = start_from(Path(ours.init_from), tree)
+        from polyfm.shared.training.init_from import InitFrom
+
+        init_from = InitFrom.of(ours.init_from, ours.init_at_least)
+        tree = start_from(init_from, tree)
     if "--print_config" in flags:
         _show(recipe, tree, flags)
         return
@@ -74,17 +93,20 @@ def run(words: Sequence[str]) -> None:
     if ours.ensemble < 1:
         parser.error("--ensemble needs a number of at least 1")
     if ours.ensemble == 1:
-        train(recipe, tree, flags, out, init_from=ours.init_from)
+        train(recipe, tree, flags, out, init_from=init_from)
         return
     from polyfm.shared.cli.ensemble import train_ensemble
 
-    train_ensemble(recipe, tree, flags, out, members=ours.ensemble, init_from=ours.init_from)
+    train_ensemble(recipe, tree, flags, out, members=ours.ensemble, init_from=init_from)
 
 
 def _default_out(recipe: Recipe) -> Path:
-    from polyfm.shared.training.run_folder import next_free
+    from polyfm.shared.training.run_folder import RunFolder, next_free
 
-    return next_free(Path("runs"), recipe.name.replace("/", "-"))
+    parent, stem = Path("runs"), recipe.name.replace("/", "-")
+    own = [path for path in sorted(parent.glob(f"{stem}*")) if is_requeued() and RunFolder(path).is_of_job(job())]
+    unfinished = [path for path in own if not RunFolder(path).report.is_file()]
+    return unfinished[0] if unfinished else next_free(parent, stem)
 
 
 def _show(recipe: Recipe, tree: dict[str, Any], flags: list[str]) -> None:
@@ -93,22 +115,33 @@ def _show(recipe: Recipe, tree: dict[str, Any], flags: list[str]) -> None:
     RecipeParser(recipe, tree, flags)
 
 
-def start_from(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with the encoders of the run that it starts from, as they are there, and that run's tokenizer.
+def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the encoders of what it starts from, as they are there; of a run, its tokenizer, too.
 
     Args:
-        init_from: Folder of the pre-trained run.
+        init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
         tree: The recipe's; of its encoders those stay that the run has.
     """
+    from polyfm.shared.training.init_from import InitFrom, Pretrained
     from polyfm.shared.training.run_folder import RunFolder
 
-    theirs = read_yaml(RunFolder.open(init_from).recipe)
+    source = InitFrom.of(init_from)
+    if source.is_transformers:
+        return Pretrained(source.path).start(tree, source.modality)
+    if source.modality:
+        raise UsageError(
+            "there is no checkpoint of transformers here (config.json and model.safetensors)",
+            where=source.path,
+            remedy="A run's encoders are found by their names: --init_from RUN",
+        )
+    folder = RunFolder.open(source.path)
+    theirs = Recipe(name=source.path.name, path=folder.recipe, tree=read_yaml(folder.recipe)).tree
     available = theirs["model"]["encoders"]
     common = {name: available[name] for name in tree["model"]["encoders"] if name in available}
     if not common:
         raise UsageError(
             f"this run has encoders for {', '.join(available)}, the recipe for {', '.join(tree['model']['encoders'])}",
-            where=init_from,
+            where=source.path,
             remedy="Start from a run that has one of the recipe's encoders",
         )
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
@@ -120,7 +153,9 @@ def start_from(init_from: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return started
 
 
-def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str = "") -> Finished:
+def train(
+    recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, init_from: str | InitFrom = ""
+) -> Finished:
     """Train in a fresh folder, then test and report.
 
     Args:
@@ -128,21 +163,25 @@ def train(recipe: Recipe, tree: dict[str, Any], flags: list[str], out: Path, *, 
         tree: Its content at the chosen size.
         flags: The user's.
         out: The run's folder.
-        init_from: Folder of a run whose encoders and transforms are taken over.
+        init_from: What encoders, and of a run the transforms, are taken from.
     """
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
     from polyfm.shared.training.run_folder import RunFolder
     from polyfm.shared.training.targets.kinds import require_labels
 
     quiet_libraries()
-    cli = RecipeParser(recipe, tree, flags)
-    if tree["task"] == "finetune":
-        require_labels(cli.datamodule.target_names())  # before reading and splitting cost time
-    folder = RunFolder.create(out)
-    if init_from:
-        take_over(cli, RunFolder.open(init_from))
-    folder.write_recipe(cli.resolved())
-    return _train(cli, folder, resume=False)
+    if is_requeued() and RunFolder(out).is_of_job(job()):
+        return resume(out)  # a job that is queued again runs the same command again
+    with Signals() as signals:
+        cli = RecipeParser(recipe, tree, flags)
+        if tree["task"] == "finetune":
+            require_labels(cli.datamodule.target_names())  # before reading and splitting cost time
+        folder = RunFolder.create(out)
+        with folder.locked():
+            if init_from:
+                take_over(cli, init_from)
+            folder.write_recipe(cli.resolved())
+            return _train(cli, folder, signals, resume=False)
 
 
 def resume(path: Path) -> Finished:
@@ -156,42 +195,59 @@ def resume(path: Path) -> Finished:
 
     quiet_libraries()
     folder = RunFolder.open(path)
-    recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
-    return _train(RecipeParser(recipe, recipe.tree), folder, resume=True)
+    _ = folder.last  # refused before anything costs time
+    with Signals() as signals, folder.locked():
+        recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
+        return _train(RecipeParser(recipe, recipe.tree), folder, signals, resume=True)
 
 
-def take_over(cli: Any, source: Any) -> None:
-    """Weights of the encoders that both have, and the transforms they were trained with.
+def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
+    """Weights of the encoders that both have, and the transforms they were trained with; a report of each encoder.
 
     Args:
         cli: Built, not yet trained.
-        source: The run that is taken from.
+        init_from: What is taken from: a run, or a checkpoint that transformers wrote.
     """
-    from polyfm.shared.training.checkpoint import load_weights, read_checkpoint
+    from polyfm.shared.training.checkpoint import fitting, load_weights, read_checkpoint
+    from polyfm.shared.training.init_from import InitFrom, Pretrained
+    from polyfm.shared.training.run_folder import RunFolder
 
-    content = read_checkpoint(source.best)
-    for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
-        cli.datamodule.load_state_dict(state)
-    for name, encoder in cli.model.model.encoders.items():
-        prefix = f"model.encoders.{name}."
-        weights = {
-            key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)
-        }
-        if weights:
-            print(load_weights(encoder, weights, what=f"{name} from {source.path}"))
+    source = InitFrom.of(init_from)
+    encoders = cli.model.model.encoders
+    if source.is_transformers:
+        name = source.modality or next(iter(encoders))
+        what = f"{name} from {source.path}"
+        print(Pretrained(source.path).load_into(encoders[name], what=what, at_least=source.at_least))
+        return
+    best = RunFolder.open(source.path).best
+    content = read_checkpoint(best)
+    with fitting(best):
+        for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
+            cli.datamodule.load_state_dict(state)
+        for name, encoder in encoders.items():
+            prefix = f"model.encoders.{name}."
+            weights = {
+                key.removeprefix(prefix): value
+                for key, value in content["state_dict"].items()
+                if key.startswith(prefix)
+            }
+            if weights:
+                print(load_weights(encoder, weights, what=f"{name} from {source.path}", at_least=source.at_least))
 
 
-def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
+def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished:
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
     from polyfm.shared.evaluation.finish import finish
     from polyfm.shared.training.callbacks import Bar, Throughput
-    from polyfm.shared.training.checkpoint import RecipeInCheckpoint
+    from polyfm.shared.training.checkpoint import RecipeInCheckpoint, fitting
     from polyfm.shared.training.seeding import StepSeed
 
     data = cli.datamodule
     data.setup("fit")
+    if resume:
+        folder.require_same_data(data)
     folder.write_data(data)
     for line in data.summary():
         print(line)
@@ -205,7 +261,7 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
         StepSeed(data.seed),
         throughput,
         RecipeInCheckpoint(folder.recipe.read_text()),
-        checkpoint.within(folder.path),
+        checkpoint.within(folder.path, signals),
         *([patience] if has_valid else []),
     ]
     overrides: dict[str, Any] = {"enable_model_summary": False}
@@ -214,10 +270,13 @@ def _train(cli: Any, folder: Any, *, resume: bool) -> Finished:
     if cli.config["trainer"].get("precision") is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         overrides["precision"] = "bf16-mixed"
     trainer = cli.make_trainer(folder.path, callbacks, **overrides)
-    trainer.fit(cli.model, datamodule=data, ckpt_path=folder.last if resume else None)
-    if trainer.interrupted:
-        print(f"\nStopped. Continue with: polyfm fit --resume {folder.path}", file=sys.stderr)
-        raise KeyboardInterrupt
+    try:
+        with fitting(folder.checkpoints, trainer):
+            trainer.fit(cli.model, datamodule=data, ckpt_path=folder.last if resume else None)
+    except Stopped:
+        if trainer.is_global_zero and folder.is_used:
+            print(f"\nStopped. Continue with: polyfm fit --resume {folder.path}", file=sys.stderr)
+        raise
     speed = {"samples_per_second": throughput.samples_per_second, "waiting": throughput.waiting}
     folder.write_metrics({f"train/{name}": value for name, value in speed.items()})
     finished = finish(cli, folder)

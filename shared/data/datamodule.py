@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +22,9 @@ from polyfm.shared.data.manifest import Notices, Quarantine
 from polyfm.shared.data.sampler import BatchSampler, Key, process_group
 from polyfm.shared.data.splits import Splits
 from polyfm.shared.errors import DataError
+
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+"""Signals that ask a run to stop."""
 
 
 class Samples(Dataset[Any]):
@@ -40,6 +46,24 @@ class Samples(Dataset[Any]):
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
         return self.make(keys)
+
+
+class Loader(StatefulDataLoader):  # type: ignore[misc]  # it has no annotations
+    """One whose workers obey their trainer alone.
+
+    A scheduler that stops a run signals the whole group of processes, but the step under way still needs its batch.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, worker_init_fn=_leave_signals_to_the_trainer, **settings)
+
+    def _get_iterator(self) -> Any:
+        """Workers are born with signals held back, until they have said what they do with them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DataModule(L.LightningDataModule):
@@ -249,7 +273,7 @@ class DataModule(L.LightningDataModule):
         )
         generator = torch.Generator()
         generator.manual_seed(self.seed)
-        return StatefulDataLoader(
+        return Loader(
             Samples(partial(self._make_from, indices), len(indices)),
             batch_sampler=sampler,
             collate_fn=self.collate,
@@ -268,7 +292,7 @@ class DataModule(L.LightningDataModule):
         if self.trainer is not None:
             # Lightning gives a loader its saved position within a pass, but not the number of passes done.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
-            loader.batch_sampler.epoch = progress.processed
+            loader.batch_sampler.set_epoch(progress.processed)
         return loader
 
     def val_dataloader(self) -> Any:
@@ -311,3 +335,19 @@ class DataModule(L.LightningDataModule):
     def source_files(self) -> list[Path]:
         """Files that were read; their hashes go into the run folder."""
         return [Path(self.path)]
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    for number in STOPPING - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_obey_the_trainer, daemon=True).start()
+    else:  # macOS does not say who sent a signal
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _obey_the_trainer() -> None:
+    """End a worker when its trainer says so, and nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

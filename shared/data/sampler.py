@@ -57,6 +57,8 @@ class BatchSampler:
         self.batch_size, self.token_budget, self.shuffle, self.seed = batch_size, token_budget, shuffle, seed
         self.rank, self.world, self.pool = rank, world, pool
         self.epoch = self.position = 0
+        self._next = (0, 0)
+        """Epoch and position at which the next pass starts."""
         self._plan: tuple[int, list[np.ndarray]] = (-1, [])
         self._count = len(self._cut_epoch(0)) // world * world if len(self.lengths) >= world else 0
         if not self._count:
@@ -117,13 +119,27 @@ class BatchSampler:
     def __len__(self) -> int:
         return self._count // self.world
 
+    @property
+    def sampler(self) -> BatchSampler:
+        """Where Lightning looks for `set_epoch`, which it calls ahead of every pass."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass, unless it is the one that a loaded state continues.
+
+        Args:
+            epoch: Which.
+        """
+        if epoch != self._next[0]:
+            self._next = (epoch, 0)
+
     def __iter__(self) -> Iterator[list[Key]]:
-        if self.position >= len(self):
-            self.epoch, self.position = self.epoch + 1, 0
-        epoch, batches = self.epoch, self.batches(self.epoch)
-        while self.position < len(batches):
-            batch = batches[self.position]
-            self.position += 1
+        # Where this pass starts is settled now: workers fetch ahead of what is trained on, and draw when they like.
+        return self._pass(*self._next)
+
+    def _pass(self, epoch: int, position: int) -> Iterator[list[Key]]:
+        for done, batch in enumerate(self.batches(epoch)[position:], start=position + 1):
+            self.epoch, self.position, self._next = epoch, done, (epoch + 1, 0)
             yield [Key(index, epoch) for index in batch.tolist()]
 
     def state_dict(self) -> dict[str, int]:
@@ -134,11 +150,14 @@ class BatchSampler:
         """Continue there.
 
         Args:
-            state: As made by `state_dict`; an exhausted epoch is the start of the next.
+            state: As made by `state_dict`; of a pass that is over, also before its last batch, it is the start of the
+                next.
         """
-        self.epoch, self.position = state["epoch"], state["position"]
-        if self.position >= len(self):
-            self.epoch, self.position = self.epoch + 1, 0
+        epoch, position = state["epoch"], state["position"]
+        if position >= len(self):
+            epoch, position = epoch + 1, 0
+        self._next = max((epoch, position), (self._next[0], 0))
+        self.epoch, self.position = self._next
 
 
 def _halve_largest(batches: list[np.ndarray]) -> None:

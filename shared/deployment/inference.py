@@ -15,7 +15,7 @@ import torch
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import DataError, UsageError
-from polyfm.shared.training.checkpoint import read_checkpoint
+from polyfm.shared.training.checkpoint import fitting, read_checkpoint
 from polyfm.shared.training.run_folder import RunFolder
 
 
@@ -132,7 +132,8 @@ def load(run: str | Path) -> LoadedModel:
     recipe = Recipe(name=folder.path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
     cli = RecipeParser(recipe, recipe.tree)
     content = read_checkpoint(folder.best)
-    restore(cli.model, cli.datamodule, content)
+    with fitting(folder.best):
+        restore(cli.model, cli.datamodule, content)
     if torch.cuda.is_available():
         cli.model.cuda()
     return LoadedModel(cli.model, cli.datamodule, folder)

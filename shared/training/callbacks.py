@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch import callbacks
 
 from polyfm.shared.data.batch import Batch
+from polyfm.shared.training.checkpoint import second_name
+from polyfm.shared.training.signals import Signals
 
 
 class Throughput(L.Callback):
@@ -88,10 +91,13 @@ class Bar(callbacks.TQDMProgressBar):
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keeps ``last.ckpt`` and ``best.ckpt`` in the run folder.
+    """Keeps ``last.ckpt`` and ``best.ckpt`` in the run folder, and stops a run that is asked to, where it can go on.
 
     ``last`` is written after every pass over the data and after every validation within one (Lightning's own callback
-    writes it only when ``best`` has changed, and then judges steps by a validation that was before them).
+    writes it only when ``best`` has changed, and then judges steps by a validation that was before them). It is only
+    ever written between two optimiser steps, never among the micro-batches of one: their gradients are in no file. If a
+    step is followed by a validation, a checkpoint written before or within that says so, and it is done from its start
+    when the run goes on.
 
     Args:
         every_n_steps: Also write ``last`` every so many optimiser steps; 0 for not.
@@ -104,63 +110,120 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.folder = Path("checkpoints")
+        self.signals = Signals()
         self.best: float | None = None
         """The best value seen."""
         self._saved_at = 0
-        self._improved = False
+        self._improved = self._validating = False
 
-    def within(self, run: Path) -> Checkpoint:
+    def within(self, run: Path, signals: Signals | None = None) -> Checkpoint:
         """Write into a run folder.
 
         Args:
             run: The folder.
+            signals: What may ask the run to stop.
         """
         self.folder = run / "checkpoints"
+        self.signals = signals or self.signals
         return self
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a stop waits for a step's end."""
+        self.signals.listen()
+        self.signals.patient = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Save every so many steps; the last of a pass is saved after its validation."""
-        step = trainer.global_step
-        if (
-            self.every_n_steps
-            and step % self.every_n_steps == 0
-            and step != self._saved_at
-            and not trainer.is_last_batch
-        ):
-            self._save(trainer)
+        """Save every so many steps; if a validation or the end of the pass follows, there."""
+        if _between_steps(trainer) and not trainer.is_last_batch and not _validates_next(trainer):
+            self._save_if_due(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if it is due, so that the validation is not lost with the process."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and _can_validate_again(trainer):
+            self._validating = True
+            self._save_if_due(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """A validation may take longer than a scheduler waits: do not finish it."""
+        if self._validating:
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge; and save if training goes on within the pass."""
+        self._validating = False
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and (
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        if not math.isnan(value) and (
             self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         ):
-            self.best, self._improved = float(value), True
-        if not trainer.is_last_batch:
+            self.best, self._improved = value, True
+        if not _between_steps(trainer):
+            self._write(trainer, last=False)  # a run that goes on from the step before comes here again
+        elif not trainer.is_last_batch:
             self._save(trainer)
+            self._stop_if_asked(trainer, saved=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save."""
         self._save(trainer)
+        self._stop_if_asked(trainer, saved=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """All is saved: a stop need not wait."""
+        self.signals.patient = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say that a validation is to be done, which Lightning knows only of one that broke off in a batch."""
+        if self._validating:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            earlier = progress["total"]["ready"] - progress["current"]["ready"]
+            for part, done in (("total", earlier), ("current", 0)):
+                progress[part] = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+            progress["is_last_batch"] = False
+
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        """Save every so many steps, and when the run is to stop."""
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at:
+            self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: L.Trainer, *, saved: bool = False) -> None:
+        """Stop if a signal came, to whichever process."""
+        received = self.signals.received
+        if trainer.world_size > 1:
+            any_of_us = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(any_of_us, reduce_op="max"))
+        if received:
+            if not saved:
+                self._save(trainer)
+            self.signals.received = received
+            self.signals.stop()
 
     def _save(self, trainer: L.Trainer) -> None:
-        """Write ``last``, and ``best`` as a copy of it; each appears whole or not at all."""
+        """Write ``last``, and ``best`` if this is it."""
         self._saved_at = trainer.global_step
+        self._write(trainer, last=True)
+
+    def _write(self, trainer: L.Trainer, *, last: bool) -> None:
+        """Write a checkpoint under its names; under each it appears whole or not at all."""
         improved, self._improved = self._improved, False
+        if not (last or improved):
+            return
         for logger in trainer.loggers:
             logger.save()  # the curves are as far as the checkpoint
         fresh = self.folder / "fresh.ckpt"
         trainer.save_checkpoint(fresh)  # by all processes, of which the first writes
         if trainer.is_global_zero:
             if improved:
-                copy = self.folder / "copy.ckpt"
-                shutil.copyfile(fresh, copy)
-                copy.replace(self.folder / "best.ckpt")
-            fresh.replace(self.folder / "last.ckpt")
+                second_name(fresh, self.folder / "best.ckpt")
+            if last:
+                fresh.replace(self.folder / "last.ckpt")
+            else:
+                fresh.unlink()
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, so that a resumed run replaces ``best`` only by a better one."""
@@ -169,6 +232,22 @@ class Checkpoint(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it over."""
         self.best, self._saved_at = state_dict["best"], state_dict["saved_at"]
+
+
+def _between_steps(trainer: L.Trainer) -> bool:
+    """Whether the last batch ended an optimiser step: otherwise its gradients wait for more."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def _validates_next(trainer: L.Trainer) -> bool:
+    """Whether a validation follows the batch that has just been trained on."""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _can_validate_again(trainer: L.Trainer) -> bool:
+    """Whether a run that goes on from a checkpoint made now does this validation: not after the last step of all."""
+    return _between_steps(trainer) and not trainer.fit_loop.done
 
 
 class Patience(callbacks.EarlyStopping):
@@ -182,3 +261,7 @@ class Patience(callbacks.EarlyStopping):
 
     def __init__(self, patience: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min") -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience or 10**9, strict=False)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had already ended its training here is not given another pass when it goes on."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.manifest import SourceFile, manifest
-from polyfm.shared.errors import UsageError
+from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.training.signals import job
 
 LIBRARIES = ("polyfm", "torch", "lightning", "jsonargparse", "numpy", "pandas", "scikit-learn", "rdkit", "torchdata")
 
@@ -42,15 +48,16 @@ class RunFolder:
         run = cls(path)
         if run.path.is_file():
             raise UsageError("this is a file, not a folder for a run", where=run.path, remedy="Choose another --out")
-        if run.metrics_path.exists() or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):
+        if run.is_used:
             raise UsageError(
                 "this folder already holds a run",
                 where=run.path,
                 remedy=f"Continue it with `polyfm fit --resume {run.path}`, or choose another --out",
             )
         run.path.mkdir(parents=True, exist_ok=True)
-        for left in (run.recipe, run.curves, run.report):
-            left.unlink(missing_ok=True)
+        with run.locked():
+            for left in (run.recipe, run.curves, run.report, *run.checkpoints.glob("*.part")):
+                left.unlink(missing_ok=True)
         return run
 
     @classmethod
@@ -71,6 +78,40 @@ class RunFolder:
                 else "Give the folder that `polyfm fit ... --out` wrote",
             )
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here meanwhile; a process that dies in whatever way keeps no lock.
+
+        Raises:
+            UsageError: Another process trains here.
+        """
+        if getattr(rank_zero_only, "rank", 0):  # the first process of a run locks for all
+            yield
+            return
+        path = self.path / ".lock"
+        with open(path, "ab") as file:
+            try:
+                # Unlike flock's, this lock is not inherited by the processes that make batches.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UsageError(
+                    "another process is training in this folder",
+                    where=self.path,
+                    remedy="Wait until it ends, or choose another --out",
+                ) from None
+            except OSError:
+                pass  # some network file systems know no locks
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether this is the folder of a run that got as far as a checkpoint."""
+        names = ("last.ckpt", "best.ckpt", "best.safetensors")
+        return self.metrics_path.exists() or any((self.checkpoints / name).exists() for name in names)
 
     @property
     def recipe(self) -> Path:
@@ -96,7 +137,45 @@ class RunFolder:
     def last(self) -> Path:
         """The newest checkpoint, to resume from."""
         path = self.checkpoints / "last.ckpt"
-        return path if path.is_file() else self.best
+        if path.is_file():
+            return path
+        if self.is_used:
+            raise UsageError(
+                "this run cannot be continued without its last.ckpt",
+                where=self.path,
+                remedy=f"Start another from it: polyfm fit RECIPE --init_from {self.path}",
+            )
+        command = shlex.join(self.environment().get("command", ["polyfm", "fit", "RECIPE", "..."]))
+        raise UsageError(
+            "this run stopped before its first checkpoint", where=self.path, remedy=f"Start it again: {command}"
+        )
+
+    def is_of_job(self, job: str) -> bool:
+        """Whether a job that a scheduler has queued again finds its own run here.
+
+        Args:
+            job: Of the scheduler.
+        """
+        return (
+            self.recipe.is_file()
+            and (self.checkpoints / "last.ckpt").is_file()
+            and self.environment().get("job") == job
+        )
+
+    def require_same_data(self, data: DataModule) -> None:
+        """Refuse to go on with other data than the run was started with.
+
+        Args:
+            data: After its setup.
+        """
+        known = {file["name"]: file["sha256"] for file in self.environment().get("data", {}).get("sources", [])}
+        for path in data.source_files() if known else []:
+            if known.get(path.name) != SourceFile.of(path).sha256:
+                raise DataError(
+                    "this file has changed since the run was started, which therefore cannot be continued",
+                    where=path,
+                    remedy="Bring the file back, or start another run with `polyfm fit ... --init_from`",
+                )
 
     def write_recipe(self, tree: dict[str, Any]) -> None:
         """Keep the resolved recipe, with the absolute path of the data.
@@ -132,9 +211,15 @@ class RunFolder:
             "platform": platform.platform(),
             "versions": {name: version for name in LIBRARIES if (version := _version(name)) is not None},
             "commit": _commit(),
+            **({"job": job()} if job() else {}),
             **extra,
         }
         (self.path / "environment.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What `write_environment` kept, empty before."""
+        path = self.path / "environment.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Keep final metrics; merged with what is there (baselines under ``baseline/NAME/``).

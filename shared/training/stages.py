@@ -100,6 +100,19 @@ class StageSwitch(L.Callback):
                         remedy=f"Names look like {names[0]}",
                     )
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run may start with a validation, which is of the stage that was."""
+        if self.current:
+            self.apply(pl_module, self.stages[self.current], trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stage that is on."""
+        return {"current": self.current}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self.current = state_dict["current"]
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:

@@ -40,7 +40,10 @@ def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[st
     if kind != "auto" and kind not in KINDS:
         raise RecipeError(f"there is no kind {kind!r}", where="model.kind", remedy=f"Known: auto, {', '.join(KINDS)}")
     if np.isnan(values).all():
-        raise DataError(f"column {names[0]!r} has no label among the training rows")
+        raise DataError(
+            f"column {names[0]!r} has no label among the training rows",
+            remedy="Choose another column, or split otherwise (--data.split)",
+        )
     if kind == "auto":
         given = values[~np.isnan(values)]
         kind = "multiclass" if classes else "binary" if np.isin(given, (0, 1)).all() else "regression"

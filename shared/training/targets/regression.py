@@ -33,7 +33,10 @@ class Regression(Target):
         """See `Target.fit`."""
         for name, column in zip(names, values.T, strict=True):
             if np.isnan(column).all():
-                raise DataError(f"column {name!r} has no label among the training rows")
+                raise DataError(
+                    f"column {name!r} has no label among the training rows",
+                    remedy="Choose another column, or split otherwise (--data.split)",
+                )
         scale = np.nanstd(values, axis=0)
         return cls(
             names=names,

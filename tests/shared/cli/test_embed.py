@@ -27,7 +27,7 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # noqa: TID251 - numbers only
             return file["id"].tolist(), file["embedding"]
     table = parquet.read_table(path).to_pydict()
     return table["id"], np.array(table["embedding"], dtype=np.float32)

@@ -190,3 +190,37 @@ def test_a_loader_resumes_with_the_same_keys(workers: int, stop: int) -> None:
 
 def test_without_a_process_group_there_is_one_rank() -> None:
     assert process_group() == (0, 1)
+
+
+class TestPasses:
+    """As the trainer asks for them: `set_epoch`, then an iterator."""
+
+    @staticmethod
+    def made() -> BatchSampler:
+        return BatchSampler(np.ones(12, dtype=int), batch_size=3, seed=1)
+
+    def test_a_pass_that_was_cut_short_is_followed_by_the_next(self) -> None:
+        sampler = self.made()
+        next(iter(sampler))
+        assert next(iter(sampler))[0].epoch == 1
+
+    def test_an_iterator_that_ran_ahead_does_not_move_the_next_one(self) -> None:
+        sampler = self.made()
+        ahead = iter(sampler)
+        next(ahead)
+        sampler.set_epoch(0)
+        assert [key for batch in sampler for key in batch] == [key for batch in self.made() for key in batch]
+
+    def test_a_loaded_position_survives_being_told_its_own_pass(self) -> None:
+        sampler = self.made()
+        sampler.load_state_dict({"epoch": 2, "position": 3})
+        sampler.set_epoch(2)
+        assert len(list(sampler)) == 1
+        sampler.set_epoch(3)
+        assert len(list(sampler)) == 4
+
+    def test_a_position_in_a_pass_that_is_over_is_the_start_of_the_next(self) -> None:
+        sampler = self.made()
+        sampler.set_epoch(3)  # the trainer has done three passes, each with part of the batches
+        sampler.load_state_dict({"epoch": 2, "position": 2})
+        assert sampler.state_dict() == {"epoch": 3, "position": 0}

@@ -107,6 +107,18 @@ def test_a_value_that_is_no_number_is_never_the_best(fit: Callable[..., dict[str
     assert fit([2.0, float("nan"), 1.5, float("nan")], Checkpoint()) == {"best": 12, "last": 16}
 
 
+def test_a_first_value_that_is_no_number_does_not_stand_in_the_way(fit: Callable[..., dict[str, float]]) -> None:
+    assert fit([float("nan"), 3.0, 4.0], Checkpoint()) == {"best": 8, "last": 12}
+
+
+def test_best_is_found_among_the_batches_of_a_step_but_last_is_between_steps(
+    fit: Callable[..., dict[str, float]],
+) -> None:
+    """Three batches are a step, the fourth ends the pass; the first validation is after two, and moves nothing."""
+    settings = {"max_epochs": 1, "val_check_interval": 2, "accumulate_grad_batches": 3}
+    assert fit([1.0, 2.0], Checkpoint(), **settings) == {"best": 0, "last": pytest.approx(4 / 3)}
+
+
 def test_without_the_watched_value_there_is_only_last(fit: Callable[..., dict[str, float]]) -> None:
     assert fit([1.0, 2.0], Checkpoint(monitor="valid/score")) == {"last": 8}
 
@@ -148,3 +160,13 @@ def test_patience(fit: Callable[..., dict[str, float]], patience: int, passes: i
     """The best of the second pass is not reached in the third and fourth; 0 never stops."""
     steps = fit([2.0, 1.0, 3.0, 1.5, 0.5, 0.4], Checkpoint(), Patience(patience=patience))
     assert steps["last"] == 4 * passes
+
+
+def test_a_run_that_patience_has_ended_is_not_given_another_pass(
+    fit: Callable[..., dict[str, float]], toy: Any, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    fit([1.0, 2.0, 3.0, 0.5], Checkpoint(), Patience(patience=2))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    again = trainer([Checkpoint().within(tmp_path), Patience(patience=2)], max_epochs=9, enable_checkpointing=True)
+    again.fit(Scores([0.5]), datamodule=toy(), ckpt_path=last)
+    assert again.global_step == 12

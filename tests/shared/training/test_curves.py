@@ -37,3 +37,27 @@ def test_a_resumed_run_that_logs_nothing_keeps_the_file(tmp_path: Path) -> None:
     write(tmp_path, {1: {"train/loss": 1.0}})
     write(tmp_path, {})
     assert read(tmp_path)["train/loss"].to_dict() == {1: 1.0}
+
+
+def test_a_validation_that_is_done_again_stands_behind_the_training_of_its_step(tmp_path: Path) -> None:
+    first = Curves(tmp_path)
+    first.log_metrics({"train/loss": 1.0}, 3)
+    first.finalize("failed")
+    write(tmp_path, {3: {"valid/loss": 2.0}, 4: {"train/loss": 0.5}})
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert rows["train/loss"].dropna().tolist() == [1.0, 0.5]
+    assert rows["valid/loss"].dropna().tolist() == [2.0]
+
+
+def test_a_row_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, {1: {"train/loss": 0.25}, 2: {"train/loss": 0.125}})
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text().rstrip()[:-1])
+    write(tmp_path, {3: {"train/loss": 3.0}})
+    assert read(tmp_path)["train/loss"].to_dict() == {1: 0.25, 3: 3.0}
+
+
+def test_opening_the_file_deletes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, {1: {"train/loss": 1.0}})
+    assert Curves(tmp_path).experiment.metrics == []
+    assert read(tmp_path)["train/loss"].to_dict() == {1: 1.0}

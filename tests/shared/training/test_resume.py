@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,48 +13,22 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tests.resume.watch import Point, Pulled, Watch, pull, same
 
-from polyfm.shared.training.callbacks import Checkpoint
+from polyfm.shared.training.callbacks import Checkpoint, Patience
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.gradients import GradientPolicy
 from polyfm.shared.training.optim import AdamW
 from polyfm.shared.training.seeding import StepSeed
+from polyfm.shared.training.signals import Signals, Stopped
 from polyfm.shared.training.stages import Stage
 
 EPOCHS, BATCHES = 3, 4
 
 
-class Stopped(Exception):
-    """What ends a run at a point."""
-
-
-class Watch(L.Callback):
-    """Keeps every loss; throws at a point of the run.
-
-    Args:
-        stop: ("train", epoch, batch) after that step, ("valid", epoch, batch) after that validation batch.
-    """
-
-    def __init__(self, stop: tuple[str, int, int] | None = None) -> None:
-        self.stop = stop
-        self.losses: dict[tuple[str, int, int], float] = {}
-        self.stage_weights: dict[tuple[int, int], dict[str, float]] = {}
-
-    def _seen(self, trainer: L.Trainer, kind: str, batch: int, value: float) -> None:
-        point = (kind, trainer.current_epoch, batch)
-        self.losses[point] = value
-        if point == self.stop:
-            raise Stopped
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.stage_weights[trainer.current_epoch, batch_idx] = dict(pl_module.stage_weights)
-        self._seen(trainer, "train", batch_idx, float(outputs["loss"]))
-
-    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._seen(trainer, "valid", batch_idx, 0.0)
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._seen(trainer, "valid", -1, float(trainer.callback_metrics["valid/loss"]))
+def terminate() -> None:
+    """What a scheduler sends."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 Run = Callable[..., tuple[Watch, dict[str, Any]]]
@@ -64,11 +42,13 @@ def run(
 
     def start(
         name: str,
-        stop: tuple[str, int, int] | None = None,
+        at: Point | None = None,
+        act: Callable[[], None] = pull,
         *,
+        every: int = 1,
         accumulate: int = 1,
         workers: int = 0,
-        valid: int = 4,
+        valid: int = 8,
         **more: Any,
     ) -> tuple[Watch, dict[str, Any]]:
         torch.manual_seed(99)  # nothing may depend on it
@@ -86,55 +66,89 @@ def run(
         data = toy(n=16 + 2 * valid, valid=valid, num_workers=workers)
         data.seed = 5
         folder = tmp_path / name
-        watch, checkpoint = Watch(stop), Checkpoint(every_n_steps=1).within(folder)
-        if not valid:
-            checkpoint.monitor = ""
         last = folder / "checkpoints" / "last.ckpt"
-        fitted = trainer(
-            [StepSeed(data.seed), watch, checkpoint],
-            max_epochs=EPOCHS,
-            accumulate_grad_batches=accumulate,
-            enable_checkpointing=True,
-            **more,
-        )
-        try:
-            fitted.fit(task, datamodule=data, ckpt_path=last if last.exists() else None)
-        except Stopped:
-            return watch, {}
+        with Signals() as signals:
+            watch, checkpoint = Watch(at, act), Checkpoint(every_n_steps=every).within(folder, signals)
+            fitted = trainer(
+                [StepSeed(data.seed), watch, Patience(patience=50), checkpoint],
+                max_epochs=EPOCHS,
+                accumulate_grad_batches=accumulate,
+                enable_checkpointing=True,
+                **more,
+            )
+            try:
+                fitted.fit(task, datamodule=data, ckpt_path=last if last.exists() else None)
+            except Pulled:
+                return watch, {}
+            except Stopped as stopped:
+                return watch, {"code": stopped.code}
+            finally:
+                gc.collect()  # workers of a run that broke off
         return watch, {"task": task.state_dict(), "end": read_checkpoint(last), "best": checkpoint.best}
 
     return start
 
 
-def same(first: Any, second: Any, path: str = "") -> None:
-    """Equal in every bit, at any depth."""
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype, path
-        assert torch.equal(first, second), path
-    elif isinstance(first, dict):
-        assert list(map(str, first)) == list(map(str, second)), path
-        for key in first:
-            same(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), path
-        for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            same(a, b, f"{path}/{i}")
-    else:
-        assert first == second, path
-
-
-CASES = {
-    "within a pass": (("train", 1, 1), {}),
-    "in the last step of a pass": (("train", 0, BATCHES - 1), {}),
-    "between passes": (("train", 1, 0), {}),
-    "between passes, with workers": (("train", 1, 0), {"workers": 2}),
-    "in validation": (("valid", 1, 0), {}),
-    "in the first step": (("train", 0, 0), {}),
-    "accumulating": (("train", 1, 2), {"accumulate": 3}),
-    "with workers": (("train", 1, 2), {"workers": 2}),
-    "without validation": (("train", 2, 1), {"valid": 0}),
-    "validation within a pass": (("train", 1, 2), {"val_check_interval": 2}),
+POINTS: dict[str, Point] = {
+    "in the first step": ("step start", 0, 0),
+    "in a step": ("step start", 1, 2),
+    "after a step": ("step end", 1, 1),
+    "in the last step of a pass": ("step start", 0, BATCHES - 1),
+    "after the last step of a pass": ("step end", 0, BATCHES - 1),
+    "as validation starts": ("validation start", 0, -1),
+    "in validation": ("validation", 0, 0),
+    "as validation ends": ("validation end", 0, -1),
+    "at the end of a pass": ("epoch end", 0, -1),
+    "between passes": ("epoch start", 1, -1),
+    "after the first step of a pass": ("step end", 1, 0),
+    "in the last validation": ("validation", EPOCHS - 1, 1),
+    "at the very end": ("epoch end", EPOCHS - 1, -1),
 }
+VALIDATIONS: dict[str, dict[str, Any]] = {
+    "validation after passes": {},
+    "validation within passes": {"val_check_interval": 2},
+}
+ACCUMULATIONS = (1, 3)
+WAYS = {"exception": pull, "SIGTERM": terminate}
+SETTINGS = [
+    (f"{when}, x{accumulate}", {**validation, "accumulate": accumulate})
+    for (when, validation), accumulate in itertools.product(VALIDATIONS.items(), ACCUMULATIONS)
+]
+# Every point in every setting, by every way; the quick tier takes each point in one setting, by turns.
+MATRIX = [
+    pytest.param(
+        WAYS[way],
+        at,
+        settings,
+        id=f"{way} {where}, {when}",
+        marks=() if turn == (row + column) % len(SETTINGS) else pytest.mark.full,
+    )
+    for column, way in enumerate(WAYS)
+    for row, (where, at) in enumerate(POINTS.items())
+    for turn, (when, settings) in enumerate(SETTINGS)
+]
+OTHERS: dict[str, tuple[Callable[[], None], Point, dict[str, Any]]] = {
+    f"{way} {name}": (act, at, settings)
+    for way, act in WAYS.items()
+    for name, at, settings in (
+        ("with workers", ("step start", 1, 2), {"workers": 2}),
+        ("with workers, in validation", ("validation", 1, 0), {"workers": 2, "val_check_interval": 2}),
+        ("with workers, in validation after a pass", ("validation", 0, 0), {"workers": 2}),
+        ("with workers, between passes", ("epoch start", 1, -1), {"workers": 2, "accumulate": 3}),
+        ("without validation", ("step start", 2, 1), {"valid": 0}),
+        ("without validation, after the last step of a pass", ("step end", 1, BATCHES - 1), {"valid": 0}),
+        ("validation every other pass", ("step end", 0, BATCHES - 1), {"check_val_every_n_epoch": 2}),
+        ("a number of steps", ("validation", 1, 1), {"max_steps": 2 * BATCHES}),
+        ("part of the batches", ("epoch start", 1, -1), {"limit_train_batches": 3}),
+        ("part of the batches, with workers", ("validation", 1, 0), {"limit_train_batches": 3, "workers": 2}),
+    )
+}
+
+
+def test_the_matrix_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\nresume in process: {len(MATRIX)} cases of the matrix, {len(OTHERS)} others")
+    assert (len(MATRIX), len(OTHERS)) == (2 * 13 * 2 * 2, 20)
 
 
 _WHOLE: dict[str, tuple[Watch, dict[str, Any]]] = {}
@@ -146,7 +160,7 @@ def never_stopped(run: Run) -> Run:
 
     def whole(**settings: Any) -> tuple[Watch, dict[str, Any]]:
         settings.pop("workers", None)
-        key = repr(settings)
+        key = repr(sorted(settings.items()))
         if key not in _WHOLE:
             _WHOLE[key] = run("whole", **settings)
         return _WHOLE[key]
@@ -154,18 +168,24 @@ def never_stopped(run: Run) -> Run:
     return whole
 
 
-@pytest.mark.parametrize(("stop", "settings"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("act", "at", "settings"), [*MATRIX, *(pytest.param(*case, id=name) for name, case in OTHERS.items())]
+)
 def test_a_resumed_run_is_the_run_that_never_stopped(
-    run: Run, never_stopped: Run, stop: tuple[str, int, int], settings: Any
+    run: Run, never_stopped: Run, act: Callable[[], None], at: Point, settings: Any
 ) -> None:
     whole, expected = never_stopped(**settings)
-    assert not run("stopped", stop, **settings)[1]
-    resumed, found = run("stopped", **settings)
+    every = 1 if act is pull else 0  # a run that is asked to stop saves by itself
+    stopped, state = run("stopped", at, act, every=every, **settings)
+    assert not stopped.at
+    assert state.get("code") == (None if act is pull else 143)
+    resumed, found = run("stopped", every=every, **settings)
 
-    assert resumed.losses  # it did go on …
-    assert ("train", 0, 0) not in resumed.losses or stop == ("train", 0, 0)  # … from where it was
-    assert {point: whole.losses[point] for point in resumed.losses} == resumed.losses
-    assert {at: whole.stage_weights[at] for at in resumed.stage_weights} == resumed.stage_weights
+    repeated = [point for point in resumed.seen if point in stopped.seen and point[0] == "step end"]
+    assert len(repeated) <= (settings.get("accumulate", 1) if act is pull else 0)
+    assert set(stopped.seen) | set(resumed.seen) == set(whole.seen)  # nothing is left out …
+    for watch in (stopped, resumed):  # … and everything is as it was
+        assert {point: whole.seen[point] for point in watch.seen} == watch.seen
     assert any("teacher." in name for name in expected["task"])
     assert any("queue" in name for name in expected["task"])
     same(expected["task"], found["task"])
@@ -174,21 +194,23 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     assert expected["best"] == found["best"]
 
 
-def test_two_resumes_in_a_row(run: Run, never_stopped: Run) -> None:
+@pytest.mark.parametrize("act", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_resumes_in_a_row(run: Run, never_stopped: Run, act: Callable[[], None], workers: int) -> None:
     _, expected = never_stopped()
-    run("stopped", ("train", 0, 2))
-    run("stopped", ("train", 1, 3))
-    _, found = run("stopped")
+    run("stopped", ("step end", 0, 2), act, workers=workers)
+    run("stopped", ("validation start", 1, -1), act, workers=workers)
+    _, found = run("stopped", workers=workers)
     same(expected["task"], found["task"])
     same(expected["end"]["optimizer_states"], found["end"]["optimizer_states"])
 
 
 def test_a_checkpoint_has_the_teacher_of_its_own_step(run: Run, tmp_path: Path) -> None:
     """The moving average is made before the step's checkpoint is written, not after."""
-    run("stopped", ("train", 0, 2))
+    run("stopped", ("step start", 0, 2))
     second = read_checkpoint(tmp_path / "stopped" / "checkpoints" / "last.ckpt")
     assert second["global_step"] == 2
-    run("again", ("train", 0, 1))
+    run("again", ("step start", 0, 1))
     first = read_checkpoint(tmp_path / "again" / "checkpoints" / "last.ckpt")
     name = "encoders.text.embedder.table.weight"
     before, online = first["state_dict"][f"teacher.{name}"], second["state_dict"][f"model.{name}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from polyfm.shared.errors import UsageError
+from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.training.run_folder import RunFolder, next_free
 
 
@@ -108,3 +109,73 @@ def test_the_next_free_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
     assert next_free(tmp_path, "run") == tmp_path / "run-3"
+
+
+def test_a_run_that_was_killed_in_its_first_save_is_started_again(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    run.write_recipe({})
+    run.checkpoints.mkdir()
+    (run.checkpoints / "fresh.ckpt.part").touch()
+    (run.path / "environment.json").write_text(json.dumps({"command": ["polyfm", "fit", "x", "--out", "a b"]}))
+    with pytest.raises(
+        UsageError, match="stopped before its first checkpoint. Start it again: polyfm fit x --out 'a b'"
+    ):
+        _ = run.last
+    assert RunFolder.create(tmp_path).path == tmp_path
+    assert not any(run.checkpoints.iterdir())
+
+
+def test_a_run_without_last_cannot_be_continued(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "best.safetensors").touch()
+    with pytest.raises(
+        UsageError, match=r"cannot be continued without its last.ckpt. Start another from it: .*init_from"
+    ):
+        _ = run.last
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
+    """A process that dies keeps no lock."""
+    code = (
+        "import sys, time\nfrom polyfm.shared.training.run_folder import RunFolder\n"
+        f"with RunFolder({str(tmp_path)!r}).locked(): print('locked', flush=True); time.sleep(600)"
+    )
+    run = RunFolder(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        for refused in (lambda: RunFolder.create(tmp_path), lambda: run.locked().__enter__()):
+            with pytest.raises(UsageError, match="another process is training in this folder"):
+                refused()
+        other.kill()
+    with run.locked():
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_only_with_its_own_data(tmp_path: Path, toy: Any) -> None:
+    source = tmp_path / "source.csv"
+    source.write_text("a,b\n")
+    data = toy()
+    data.source_files = lambda: [source]
+    data.setup()
+    run = RunFolder.create(tmp_path / "run")
+    run.require_same_data(data)  # nothing is known
+    run.write_data(data)
+    run.require_same_data(data)
+    source.write_text("a,b,c\n")
+    with pytest.raises(DataError, match="source.csv: this file has changed since the run was started"):
+        run.require_same_data(data)
+
+
+def test_a_job_that_is_queued_again_knows_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    run = RunFolder.create(tmp_path)
+    run.write_recipe({})
+    run.write_environment({})
+    assert not run.is_of_job("4711")  # nothing to go on from
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    assert run.is_of_job("4711")
+    assert not run.is_of_job("4712")
