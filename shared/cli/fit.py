@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyfm.shared.cli.arguments import Arguments, choose_size
 from polyfm.shared.errors import UsageError
 from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
-from polyfm.shared.training.signals import Signals, Stopped, is_requeued, job
+from polyfm.shared.training.signals import NotFirst, Signals, Stopped, is_requeued, job
 
 if TYPE_CHECKING:
     from polyfm.shared.evaluation.finish import Finished
     from polyfm.shared.training.init_from import InitFrom
+
+OUT = "POLYFM_OUT"
+"""By this variable the processes that a run starts, one for each device, find the folder that the first one chose."""
 
 EPILOG = """options of the recipe (any key of its YAML):
   --data.path FILE            what to read
@@ -71,7 +78,7 @@ def run(words: Sequence[str]) -> None:
     if ours.resume:
         if ours.recipe or flags:
             parser.error("--resume takes the run's own recipe: give no other words")
-        resume(Path(ours.resume))
+        _resume(Path(ours.resume))
         return
     if not ours.recipe:
         parser.error("which recipe?")
@@ -100,13 +107,30 @@ def run(words: Sequence[str]) -> None:
     train_ensemble(recipe, tree, flags, out, members=ours.ensemble, init_from=init_from)
 
 
-def _default_out(recipe: Recipe) -> Path:
-    from polyfm.shared.training.run_folder import RunFolder, next_free
+def _resume(path: Path) -> None:
+    from polyfm.shared.training.run_folder import RunFolder
 
+    if not RunFolder(path).members:
+        resume(path)
+        return
+    from polyfm.shared.cli.ensemble import resume_ensemble
+
+    resume_ensemble(path)
+
+
+def _default_out(recipe: Recipe) -> Path:
+    from polyfm.shared.training.run_folder import RunFolder, is_first, next_free
+
+    if not is_first():
+        if OUT not in os.environ:
+            raise UsageError("processes that are started together need one folder", remedy="Add --out DIR")
+        return Path(os.environ[OUT])
     parent, stem = Path("runs"), recipe.name.replace("/", "-")
     own = [path for path in sorted(parent.glob(f"{stem}*")) if is_requeued() and RunFolder(path).is_of_job(job())]
     unfinished = [path for path in own if not RunFolder(path).report.is_file()]
-    return unfinished[0] if unfinished else next_free(parent, stem)
+    out = unfinished[0] if unfinished else next_free(parent, stem)
+    os.environ[OUT] = str(out)
+    return out
 
 
 def _show(recipe: Recipe, tree: dict[str, Any], flags: list[str]) -> None:
@@ -164,6 +188,9 @@ def train(
         flags: The user's.
         out: The run's folder.
         init_from: What encoders, and of a run the transforms, are taken from.
+
+    Raises:
+        NotFirst: In all but the first of several processes, when training ends.
     """
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
     from polyfm.shared.training.run_folder import RunFolder
@@ -172,7 +199,7 @@ def train(
     quiet_libraries()
     if is_requeued() and RunFolder(out).is_of_job(job()):
         return resume(out)  # a job that is queued again runs the same command again
-    with Signals() as signals:
+    with _one_voice(), Signals() as signals:
         cli = RecipeParser(recipe, tree, flags)
         if tree["task"] == "finetune":
             require_labels(cli.datamodule.target_names())  # before reading and splitting cost time
@@ -196,9 +223,18 @@ def resume(path: Path) -> Finished:
     quiet_libraries()
     folder = RunFolder.open(path)
     _ = folder.last  # refused before anything costs time
-    with Signals() as signals, folder.locked():
+    with _one_voice(), Signals() as signals, folder.locked():
         recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
         return _train(RecipeParser(recipe, recipe.tree), folder, signals, resume=True)
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes the first one speaks."""
+    from polyfm.shared.training.run_folder import is_first
+
+    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
@@ -260,7 +296,7 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
         LambdaCallback(on_fit_start=_announce),  # only now the task has its head
         StepSeed(data.seed),
         throughput,
-        RecipeInCheckpoint(folder.recipe.read_text()),
+        RecipeInCheckpoint(folder.recipe),
         checkpoint.within(folder.path, signals),
         *([patience] if has_valid else []),
     ]
@@ -275,8 +311,14 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
             trainer.fit(cli.model, datamodule=data, ckpt_path=folder.last if resume else None)
     except Stopped:
         if trainer.is_global_zero and folder.is_used:
-            print(f"\nStopped. Continue with: polyfm fit --resume {folder.path}", file=sys.stderr)
+            whole = folder.path if cli.member < 0 else folder.path.parent
+            print(f"\nStopped. Continue with: polyfm fit --resume {whole}", file=sys.stderr)
         raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # what follows is the work of one process, on all the data
+    if not trainer.is_global_zero:
+        raise NotFirst(0)
+    cli.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     speed = {"samples_per_second": throughput.samples_per_second, "waiting": throughput.waiting}
     folder.write_metrics({f"train/{name}": value for name, value in speed.items()})
     finished = finish(cli, folder)

@@ -253,15 +253,16 @@ class DataModule(L.LightningDataModule):
             self.load_transforms(state_dict["transforms"])
             self._fitted = True
 
-    def loader(self, part: str, *, shuffle: bool) -> StatefulDataLoader:
+    def loader(self, part: str, *, shuffle: bool, dealt: bool = False) -> StatefulDataLoader:
         """Batches of a part.
 
         Args:
             part: train, valid or test.
             shuffle: Whether to draw an order.
+            dealt: Whether the processes of a run share them; otherwise each gets all.
         """
         indices = self.part(part)
-        rank, world = process_group()
+        rank, world = process_group() if dealt else (0, 1)
         sampler = BatchSampler(
             self.lengths()[indices],
             batch_size=max(min(self.batch_size, len(indices) // world), 1),
@@ -288,7 +289,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled; leaves out what does not fill a batch."""
-        loader = self.loader("train", shuffle=True)
+        loader = self.loader("train", shuffle=True, dealt=True)
         if self.trainer is not None:
             # Lightning gives a loader its saved position within a pass, but not the number of passes done.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
@@ -297,11 +298,11 @@ class DataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """In the file's order; nothing if there is no validation part."""
-        return self.loader("valid", shuffle=False) if len(self.part("valid")) else []
+        return self.loader("valid", shuffle=False, dealt=True) if len(self.part("valid")) else []
 
     def test_dataloader(self) -> Any:
         """In the file's order; nothing if there is no test part."""
-        return self.loader("test", shuffle=False) if len(self.part("test")) else []
+        return self.loader("test", shuffle=False, dealt=True) if len(self.part("test")) else []
 
     def batches_from(self, items: Any, **reading: Any) -> Iterator[Batch]:
         """Batches of a user's own items, in their order, made one at a time.

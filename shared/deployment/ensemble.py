@@ -10,6 +10,8 @@ import numpy as np
 
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.deployment.inference import load
+from polyfm.shared.errors import UsageError
+from polyfm.shared.training.run_folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,19 @@ def members(run: str | Path) -> list[Path]:
 
     Args:
         run: Folder of a run or of an ensemble.
+
+    Raises:
+        UsageError: Not all members are trained.
     """
-    found = [path.parent for path in Path(run).glob("member_*/recipe.yaml")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("member_"))) or [Path(run)]
+    folder = RunFolder(run)
+    found = [member.path for member in folder.members]
+    if found and not folder.metrics_path.is_file():
+        raise UsageError(
+            f"this ensemble stopped before its {folder.plan()['members']} members were trained",
+            where=run,
+            remedy=f"Continue it with `polyfm fit --resume {run}`",
+        )
+    return found or [Path(run)]
 
 
 def predict(run: str | Path, items: Any, **reading: Any) -> EnsemblePredictions:

@@ -20,7 +20,7 @@ class Throughput(L.Callback):
     """Measures samples per second and the share of time spent waiting for data.
 
     Attributes:
-        samples_per_second: Over the whole run.
+        samples_per_second: Over the whole run, of all processes.
         waiting: Share of time between steps spent waiting for the next batch.
     """
 
@@ -59,7 +59,7 @@ class Throughput(L.Callback):
         """A step is done."""
         self._last_end = time.perf_counter()
         self.busy += self._last_end - self._start
-        self.samples += len(batch)
+        self.samples += len(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validation is not waiting."""

@@ -304,12 +304,13 @@ class RecipeInCheckpoint(L.Callback):
     it, use `write_exchange`.
 
     Args:
-        recipe: The resolved recipe's YAML.
+        recipe: File of the resolved recipe, which the first process writes.
     """
 
-    def __init__(self, recipe: str) -> None:
+    def __init__(self, recipe: Path) -> None:
         self.recipe = recipe
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add it."""
-        checkpoint["recipe"] = self.recipe
+        """Add it, in the process that writes the checkpoint."""
+        if trainer.is_global_zero:
+            checkpoint["recipe"] = self.recipe.read_text()

@@ -73,6 +73,19 @@ class InitFrom:
             return cls(Path(folder), modality, at_least)
         return cls(Path(text), at_least=at_least)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As primitives."""
+        return {**dataclasses.asdict(self), "path": str(self.path.absolute())}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> InitFrom:
+        """From primitives.
+
+        Args:
+            stored: As made by `to_dict`.
+        """
+        return cls(**{**stored, "path": Path(stored["path"])})
+
     @property
     def is_transformers(self) -> bool:
         """Whether transformers wrote the folder."""

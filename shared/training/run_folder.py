@@ -26,6 +26,11 @@ from polyfm.shared.training.signals import job
 LIBRARIES = ("polyfm", "torch", "lightning", "jsonargparse", "numpy", "pandas", "scikit-learn", "rdkit", "torchdata")
 
 
+def is_first() -> bool:
+    """Whether this process is the first, or the only one, of those that train together."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
 class RunFolder:
     """A run's folder.
 
@@ -48,7 +53,7 @@ class RunFolder:
         run = cls(path)
         if run.path.is_file():
             raise UsageError("this is a file, not a folder for a run", where=run.path, remedy="Choose another --out")
-        if run.is_used:
+        if run.is_used and is_first():
             raise UsageError(
                 "this folder already holds a run",
                 where=run.path,
@@ -56,9 +61,13 @@ class RunFolder:
             )
         run.path.mkdir(parents=True, exist_ok=True)
         with run.locked():
-            for left in (run.recipe, run.curves, run.report, *run.checkpoints.glob("*.part")):
-                left.unlink(missing_ok=True)
+            run._clear()
         return run
+
+    @rank_zero_only
+    def _clear(self) -> None:
+        for left in (self.recipe, self.curves, self.report, self.environment_path, *self.checkpoints.glob("*.part")):
+            left.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -69,12 +78,12 @@ class RunFolder:
         """
         run = cls(path)
         if not run.recipe.is_file():
-            member = run.path / "member_0"
+            members = run.members
             raise UsageError(
                 "this is not the folder of a run (it has no recipe.yaml)",
                 where=path,
-                remedy=f"It is an ensemble: give one of its members, such as {member}"
-                if member.is_dir()
+                remedy=f"It is an ensemble: give one of its members, such as {members[0].path}"
+                if members
                 else "Give the folder that `polyfm fit ... --out` wrote",
             )
         return run
@@ -86,7 +95,7 @@ class RunFolder:
         Raises:
             UsageError: Another process trains here.
         """
-        if getattr(rank_zero_only, "rank", 0):  # the first process of a run locks for all
+        if not is_first():  # the first process of a run locks for all
             yield
             return
         path = self.path / ".lock"
@@ -111,7 +120,14 @@ class RunFolder:
     def is_used(self) -> bool:
         """Whether this is the folder of a run that got as far as a checkpoint."""
         names = ("last.ckpt", "best.ckpt", "best.safetensors")
-        return self.metrics_path.exists() or any((self.checkpoints / name).exists() for name in names)
+        kept = any((self.checkpoints / name).exists() for name in names)
+        return kept or self.metrics_path.exists() or bool(self.members)
+
+    @property
+    def members(self) -> list[RunFolder]:
+        """Of an ensemble, those that were begun, in their order; empty for a run of its own."""
+        begun = [path.parent for path in self.path.glob("member_[0-9]*/recipe.yaml")]
+        return [RunFolder(path) for path in sorted(begun, key=lambda path: int(path.name.removeprefix("member_")))]
 
     @property
     def recipe(self) -> Path:
@@ -156,11 +172,7 @@ class RunFolder:
         Args:
             job: Of the scheduler.
         """
-        return (
-            self.recipe.is_file()
-            and (self.checkpoints / "last.ckpt").is_file()
-            and self.environment().get("job") == job
-        )
+        return self.is_used and self.environment().get("job") == job
 
     def require_same_data(self, data: DataModule) -> None:
         """Refuse to go on with other data than the run was started with.
@@ -168,15 +180,48 @@ class RunFolder:
         Args:
             data: After its setup.
         """
-        known = {file["name"]: file["sha256"] for file in self.environment().get("data", {}).get("sources", [])}
-        for path in data.source_files() if known else []:
-            if known.get(path.name) != SourceFile.of(path).sha256:
-                raise DataError(
-                    "this file has changed since the run was started, which therefore cannot be continued",
-                    where=path,
-                    remedy="Bring the file back, or start another run with `polyfm fit ... --init_from`",
-                )
+        for path in self.changed_files(data):
+            raise DataError(
+                "this file has changed since the run was started, which therefore cannot be continued",
+                where=path,
+                remedy="Bring the file back, or start another run with `polyfm fit ... --init_from`",
+            )
 
+    def changed_files(self, data: DataModule) -> list[Path]:
+        """Files that are not what they were when the run was started.
+
+        Args:
+            data: After its setup.
+        """
+        known = {file["name"]: file["sha256"] for file in self.environment().get("data", {}).get("sources", [])}
+        return [path for path in data.source_files() if known and known.get(path.name) != SourceFile.of(path).sha256]
+
+    @rank_zero_only
+    def write_plan(self, members: int, init_from: dict[str, Any]) -> None:
+        """Keep what an ensemble needs to go on after a stop.
+
+        Args:
+            members: How many there will be.
+            init_from: What each starts from; empty for none.
+        """
+        self._plan.write_text(json.dumps({"members": members, "init_from": init_from}, indent=2) + "\n")
+
+    def plan(self) -> dict[str, Any]:
+        """What `write_plan` kept."""
+        if not self._plan.is_file():
+            raise UsageError(
+                "this ensemble has no ensemble.json, which says how many members there will be",
+                where=self.path,
+                remedy=f"Continue its members one by one: polyfm fit --resume {self.members[-1].path}",
+            )
+        plan: dict[str, Any] = json.loads(self._plan.read_text())
+        return plan
+
+    @property
+    def _plan(self) -> Path:
+        return self.path / "ensemble.json"
+
+    @rank_zero_only
     def write_recipe(self, tree: dict[str, Any]) -> None:
         """Keep the resolved recipe, with the absolute path of the data.
 
@@ -186,6 +231,7 @@ class RunFolder:
         header = "# The recipe as it was run: defaults, size and options applied.\n"
         self.recipe.write_text(header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
+    @rank_zero_only
     def write_data(self, data: DataModule) -> None:
         """Keep splits, quarantine, and what the data were.
 
@@ -198,15 +244,16 @@ class RunFolder:
         sources = [SourceFile.of(file) for file in data.source_files()]
         self.write_environment({"data": manifest(sources, data.quarantine, data.notices)})
 
+    @rank_zero_only
     def write_environment(self, extra: dict[str, Any]) -> None:
-        """Keep versions, commit, command and data hashes.
+        """Keep versions, commit, data hashes, and the command that started the run, also when it is resumed.
 
         Args:
             extra: Added.
         """
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": self.environment().get("command") or [Path(sys.argv[0]).name, *sys.argv[1:]],
             "python": platform.python_version(),
             "platform": platform.platform(),
             "versions": {name: version for name in LIBRARIES if (version := _version(name)) is not None},
@@ -214,13 +261,13 @@ class RunFolder:
             **({"job": job()} if job() else {}),
             **extra,
         }
-        (self.path / "environment.json").write_text(json.dumps(content, indent=2) + "\n")
+        self.environment_path.write_text(json.dumps(content, indent=2) + "\n")
 
     def environment(self) -> dict[str, Any]:
         """What `write_environment` kept, empty before."""
-        path = self.path / "environment.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(self.environment_path.read_text()) if self.environment_path.is_file() else {}
 
+    @rank_zero_only
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Keep final metrics; merged with what is there (baselines under ``baseline/NAME/``).
 
@@ -233,6 +280,11 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """Final metrics, empty before there are any."""
         return json.loads(self.metrics_path.read_text()) if self.metrics_path.is_file() else {}
+
+    @property
+    def environment_path(self) -> Path:
+        """Versions, commit, command, data hashes."""
+        return self.path / "environment.json"
 
     @property
     def metrics_path(self) -> Path:

@@ -15,6 +15,10 @@ class Stopped(SystemExit):
     """A run was asked to stop: exit code 143 if it was pre-empted, 130 after Ctrl+C."""
 
 
+class NotFirst(SystemExit):
+    """Of several processes that trained together one tests and reports; the others end here, with exit code 0."""
+
+
 class Signals:
     """Listens for SIGTERM, Ctrl+C and, in a SLURM job, for SIGUSR1, which asks to be queued again.
 

@@ -130,16 +130,20 @@ def test_a_member_that_stopped_goes_on_with_its_own_seed(
         patch.setattr(Checkpoint, "_save", stop)
         with pytest.raises(RuntimeError, match="pulled the plug"):
             fit(runs, tmp_path / "stopped", *words)
-    shown = polyfm("fit", "--resume", tmp_path / "stopped" / "member_1")
+    assert polyfm("predict", tmp_path / "stopped", runs.data, "--out", tmp_path / "p.csv").code == 2
+    shown = polyfm("fit", "--resume", tmp_path / "stopped")
     assert shown.code == 0, shown.err
-    whole, stopped = (RunFolder(tmp_path / name / "member_1") for name in ("whole", "stopped"))
-    assert (whole.path / "splits.csv").read_text() == (stopped.path / "splits.csv").read_text()
+    whole, stopped = (RunFolder(tmp_path / name).metrics() for name in ("whole", "stopped"))
+    same = [key for key in whole if not key.startswith("baseline/")]  # with more trees now
+    assert {key: whole[key] for key in same} == {key: stopped[key] for key in same}
+    one, other = (RunFolder(tmp_path / name / "member_1") for name in ("whole", "stopped"))
+    assert (one.path / "splits.csv").read_text() == (other.path / "splits.csv").read_text()
     for name in ("best", "last"):
-        first, second = (read_checkpoint(getattr(run, name))["state_dict"] for run in (whole, stopped))
+        first, second = (read_checkpoint(getattr(run, name))["state_dict"] for run in (one, other))
         assert all((first[key] == second[key]).all() for key in first)
-    same = [key for key in whole.metrics() if not key.startswith("train/")]
-    assert {key: whole.metrics()[key] for key in same} == {key: stopped.metrics()[key] for key in same}
-    assert not [key for key in stopped.metrics() if key.startswith("baseline/")]
+    same = [key for key in one.metrics() if not key.startswith("train/")]
+    assert {key: one.metrics()[key] for key in same} == {key: other.metrics()[key] for key in same}
+    assert not [key for key in other.metrics() if key.startswith("baseline/")]
 
 
 def test_predictions_are_mean_and_standard_deviation(polyfm: Polyfm, ensemble: Path, runs: Any, tmp_path: Path) -> None:

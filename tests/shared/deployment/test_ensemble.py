@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from polyfm.shared.deployment import ensemble
+from polyfm.shared.errors import UsageError
+from polyfm.shared.training.run_folder import RunFolder
 
 
 class Model:
@@ -27,7 +29,7 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in (2, 0, 1):
         (tmp_path / f"member_{i}").mkdir()
         (tmp_path / f"member_{i}" / "recipe.yaml").touch()
-    (tmp_path / "member_9").mkdir()  # not yet trained
+    (tmp_path / "metrics.json").write_text("{}")
     monkeypatch.setattr(
         ensemble, "load", lambda folder: Model({"member_0": 1.0, "member_1": 2.0, "member_2": 6.0}[folder.name])
     )
@@ -36,6 +38,13 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_members_in_order(three: Path) -> None:
     assert [path.name for path in ensemble.members(three)] == ["member_0", "member_1", "member_2"]
+
+
+def test_an_ensemble_that_stopped_does_not_predict_with_the_members_it_has(three: Path) -> None:
+    (three / "metrics.json").unlink()
+    RunFolder(three).write_plan(5, {})
+    with pytest.raises(UsageError, match=r"before its 5 members .*polyfm fit --resume"):
+        ensemble.predict(three, ["a"])
 
 
 def test_mean_and_standard_deviation_by_hand(three: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -29,13 +30,13 @@ class Clock:
 def test_throughput_counts_samples_and_waiting_but_not_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(callbacks, "time", clock)
-    meter, none = Throughput(), None
+    meter, none, one = Throughput(), None, SimpleNamespace(world_size=1)
     meter.on_train_epoch_start(none, none)  # type: ignore[arg-type]
     for wait, work in ((1.0, 3.0), (1.0, 5.0)):
         clock.now += wait
         meter.on_train_batch_start(none, none, none, 0)  # type: ignore[arg-type]
         clock.now += work
-        meter.on_train_batch_end(none, none, none, range(4), 0)  # type: ignore[arg-type]
+        meter.on_train_batch_end(one, none, none, range(4), 0)  # type: ignore[arg-type]
     meter.on_validation_start(none, none)  # type: ignore[arg-type]
     clock.now += 100
     meter.on_validation_end(none, none)  # type: ignore[arg-type]

@@ -80,7 +80,8 @@ def test_a_checkpoint_above_the_cap_is_refused_unopened(tmp_path: Path, monkeypa
 def test_a_run_s_checkpoint_holds_primitives_and_its_recipe(
     pretrain: Callable[..., Any], toy: Any, trainer: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
-    fitted = trainer([RecipeInCheckpoint("title: mine")], max_steps=1)
+    (tmp_path / "recipe.yaml").write_text("title: mine")
+    fitted = trainer([RecipeInCheckpoint(tmp_path / "recipe.yaml")], max_steps=1)
     fitted.fit(pretrain(lambda: {"token": MaskedTokens("text")}), datamodule=toy())
     fitted.save_checkpoint(tmp_path / "run.ckpt")
     content = read_checkpoint(tmp_path / "run.ckpt")
