@@ -46,6 +46,19 @@ class RecipeError(PolyfmError):
     exit_code = 4
 
 
+def require(holds: bool, where: str, expected: str, given: object) -> None:
+    """Refuse a value that a constructor cannot use.
+
+    Args:
+        holds: Whether it can.
+        where: The recipe's key that sets it, such as ``data.batch_size``.
+        expected: What it should be.
+        given: What it is.
+    """
+    if not holds:
+        raise RecipeError(f"expected {expected}, not {given!r}", where=where)
+
+
 class StorageError(PolyfmError):
     """A file that a run leaves cannot be written: the disk is full, or the folder read-only."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyfm.domains.molecules.atom_graph import atom_graphs
+from polyfm.domains.molecules.atom_graph import FIELD_SETS, atom_graphs
 from polyfm.domains.molecules.baselines import baselines
 from polyfm.domains.molecules.canonical import Canonicaliser, Refused
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
@@ -26,7 +26,7 @@ from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
 from polyfm.shared.data.tabular import open_table, suffix
-from polyfm.shared.errors import DataError, RecipeError
+from polyfm.shared.errors import DataError, RecipeError, require
 
 MODALITIES = ("smiles", "properties", "graph")
 
@@ -53,6 +53,7 @@ class MoleculeDataModule(DataModule):
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
 
+    INHERITED = ("tokenizer", "max_tokens", "isomeric", "largest_fragment")
     READING = ("smiles", "id")
 
     table: MoleculeTable
@@ -86,6 +87,8 @@ class MoleculeDataModule(DataModule):
             )
         if len(set(self.targets)) < len(self.targets):
             raise RecipeError(f"a label column is named twice: {', '.join(self.targets)}", where="data.targets")
+        require(fields in FIELD_SETS, "data.fields", f"one of {', '.join(FIELD_SETS)}", fields)
+        require(max_tokens >= 3, "data.max_tokens", "at least 3, of which two stand for begin and end", max_tokens)
         self.modalities, self.fields = list(modalities), fields
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
         self.largest_fragment, self.isomeric = largest_fragment, isomeric

@@ -6,9 +6,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+
+from polyfm.shared.errors import require
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
@@ -32,7 +34,12 @@ class SmilesTokenizer:
         vocabulary: V, as of the embedder; the tokens learnt are at most so many.
     """
 
+    alphabet: ClassVar[tuple[str, ...]] = ()
+    """Tokens that are there whatever was learnt."""
+
     def __init__(self, vocabulary: int) -> None:
+        least = len(SPECIALS) + len(self.alphabet)
+        require(vocabulary >= least, "data.tokenizer.vocabulary", f"at least {least}", vocabulary)
         self.vocabulary = vocabulary
 
     def fit(self, smiles: Iterable[str]) -> Self:
@@ -81,10 +88,10 @@ class RegexTokenizer(SmilesTokenizer):
         vocabulary: V, at least the alphabet.
     """
 
+    alphabet = ALPHABET
+
     def __init__(self, vocabulary: int = 300) -> None:
         super().__init__(vocabulary)
-        if vocabulary < len(SPECIALS) + len(ALPHABET):
-            raise ValueError(f"a SMILES vocabulary needs at least {len(SPECIALS) + len(ALPHABET)} entries")
         self._learn([])
 
     def _learn(self, extra: Sequence[str]) -> None:
@@ -138,8 +145,10 @@ class BpeTokenizer(SmilesTokenizer):
     """Byte-pair encoding learnt on SMILES characters (SPMM uses 300 entries).
 
     Args:
-        vocabulary: V.
+        vocabulary: V, at least the letters of the alphabet.
     """
+
+    alphabet = tuple(sorted({letter for token in ALPHABET for letter in token}))
 
     def __init__(self, vocabulary: int = 300) -> None:
         super().__init__(vocabulary)
@@ -149,10 +158,12 @@ class BpeTokenizer(SmilesTokenizer):
         """See `SmilesTokenizer.fit`."""
         from tokenizers import Tokenizer, models, trainers
 
-        letters = sorted({letter for token in ALPHABET for letter in token})
         tokenizer = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(
-            vocab_size=self.vocabulary, special_tokens=list(SPECIALS), initial_alphabet=letters, show_progress=False
+            vocab_size=self.vocabulary,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=list(self.alphabet),
+            show_progress=False,
         )
         tokenizer.train_from_iterator(smiles, trainer)
         self._tokenizer = tokenizer

@@ -26,12 +26,16 @@ def run(words: Sequence[str]) -> None:
     parser = Arguments("check", "Read 8 samples, show shapes and labels, take one step, estimate time and memory.")
     parser.add_argument("recipe", help="a name from `polyfm list`, or a YAML file")
     parser.add_argument("--size", default="", help="small or paper; paper is estimated without memory")
+    parser.add_argument("--init_from", default="", metavar="RUN", help="as for fit: its encoders are checked")
+    parser.add_argument("--out", default="", help="as for fit; nothing is written")
     ours, flags = parser.parse_some(words)
     recipe = find_recipe(ours.recipe)
     size = choose_size(ours.size)
     with uncollected():
-        for line in check(recipe, size, flags):
+        for line in check(recipe, size, flags, ours.init_from):
             print(line, flush=True)
+        told = f" --init_from {ours.init_from}" if ours.init_from else ""
+        print(f"Next: polyfm fit {recipe.target} {shlex.join(flags)}{told} --size {size} --out {ours.out or 'DIR'}")
 
 
 @contextmanager
@@ -46,22 +50,24 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
+def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> list[str]:
     """The lines of a check.
 
     Args:
         recipe: Checked.
         size: small or paper.
         flags: The user's.
+        init_from: What encoders would be taken from.
     """
     import torch
 
     from polyfm.shared.backbones.encoder import num_trained, on_meta
+    from polyfm.shared.cli.fit import start_from
     from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
 
     quiet_libraries()
-    tree = recipe.sized(size)
+    tree = start_from(init_from, recipe.sized(size)) if init_from else recipe.sized(size)
     made: dict[str, RecipeParser] = {}
     if size == "paper":
         on_meta(lambda: made.setdefault("cli", RecipeParser(recipe, tree, flags)).model)
@@ -83,29 +89,124 @@ def check(recipe: Any, size: str, flags: Sequence[str]) -> list[str]:
         lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
     lines += label_lines(data, train)
     step = min(data.batch_size, len(train))
-    if hasattr(task, "target"):
-        from polyfm.shared.training.targets.kinds import fit_target
-
-        task.set_target(fit_target(task.kind, data.target_names(), data.target_values(train), data.class_names()))
+    make_head(task, data, train)
     parameters = num_trained(task)
     per_step = 16 * parameters  # weights, gradients and two moments in fp32
+    steps = max(data.num_rows() * 8 // 10 // step, 1)
     if size == "paper":
-        flops = 6 * parameters * float(data.lengths()[train].mean()) * step
         lines.append(f"  parameters: {parameters / 1e6:.1f} million (built on the meta device, nothing was allocated)")
-        lines.append(f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top")
-        lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples (6 x parameters x tokens)")
-        return [*lines, f"Next: polyfm fit {recipe.target} {shlex.join(flags)} --size paper --out DIR"]
+        if "small" not in recipe.sizes:
+            return [*lines, f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top"]
+        flops, activations = scaled(task, recipe, flags, step)
+        speed, where = matmul_speed()
+        lines.append(
+            f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, about {activations / 2**30:.1f} GiB of "
+            "activations (fp32, without recompute)"
+        )
+        lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples, {steps:,} steps an epoch")
+        lines.append(f"  time: at least {duration(steps * flops / speed)} an epoch {where}")
+        lines.append("  (work and activations: a step at small size, scaled by the sizes of the linear layers)")
+        return lines
     whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
     seconds, loss, activations = one_step(task, whole)
-    steps = max(data.num_rows() * 8 // 10 // step, 1)
     epochs = cli.config["trainer"].get("max_epochs") or 1
     lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")
     lines.append(f"  memory: about {(per_step + activations) / 2**20:.0f} MiB for the model and one step")
-    lines.append(
-        f"  time: about {steps * seconds / 60:.1f} min an epoch, at most {epochs} epochs (--trainer.max_epochs)"
-    )
-    return [*lines, f"Next: polyfm fit {recipe.target} {shlex.join(flags)} --size {size} --out DIR"]
+    lines.append(f"  time: about {duration(steps * seconds)} an epoch, at most {epochs} epochs (--trainer.max_epochs)")
+    return lines
+
+
+def make_head(task: Any, data: Any, train: Any) -> None:
+    """Of a fine-tuning task, from the training labels.
+
+    Args:
+        task: Of either kind.
+        data: Set up.
+        train: Indices of training samples.
+    """
+    if hasattr(task, "target"):
+        from polyfm.shared.training.targets.kinds import fit_target
+
+        task.set_target(fit_target(task.kind, data.target_names(), data.target_values(train), data.class_names()))
+
+
+def scaled(task: Any, recipe: Any, flags: Sequence[str], samples: int) -> tuple[float, float]:
+    """Work and activations of a step at paper size, from a real one at small size.
+
+    Work grows with the weights of the linear layers, activations with their outputs; which views are made of a batch,
+    and how often, is the same in both sizes.
+
+    Args:
+        task: At paper size, on the meta device.
+        recipe: Checked.
+        flags: The user's.
+        samples: In a step.
+
+    Returns:
+        FLOP, and bytes kept for the backward pass.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from polyfm.shared.data.sampler import Key
+    from polyfm.shared.training.build import RecipeParser
+
+    cli = RecipeParser(recipe, recipe.sized("small"), flags)
+    data, small = cli.datamodule, cli.model
+    data.limit = ROWS
+    data.setup("fit")
+    train = data.part("train")
+    make_head(small, data, train)
+    batch = data.collate(data.make_samples([Key(int(i), 0) for i in train[:samples]]))
+    with FlopCounterMode(display=False) as counter:
+        _, _, kept = one_step(small, batch)
+    (weights, outputs), (small_weights, small_outputs) = linear_sizes(task), linear_sizes(small)
+    return counter.get_total_flops() * weights / small_weights, kept * outputs / small_outputs
+
+
+def linear_sizes(task: Any) -> tuple[int, int]:
+    """Weights and outputs of all linear layers.
+
+    Args:
+        task: Of either kind.
+    """
+    from torch import nn
+
+    layers = [module for module in task.modules() if isinstance(module, nn.Linear)]
+    return sum(layer.weight.numel() for layer in layers), sum(layer.out_features for layer in layers)
+
+
+def matmul_speed(size: int = 2048) -> tuple[float, str]:
+    """FLOP per second of a matrix product on this machine, the most that a step can reach, and what was measured.
+
+    Args:
+        size: Of the square matrices.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device, kind = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    matrix = torch.ones(size, size, device=device, dtype=kind)
+    seconds = []
+    for _ in range(4):  # the first warms up
+        start = time.perf_counter()
+        _ = float((matrix @ matrix)[0, 0])  # waits for the result
+        seconds.append(time.perf_counter() - start)
+    speed = 2 * size**3 / min(seconds)
+    name = f"{torch.cuda.get_device_name()} in bf16" if gpu else f"{torch.get_num_threads()} threads of this CPU"
+    return speed, f"on {name} (at the {speed / 1e12:.2g} TFLOP/s of a matrix product)"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would choose.
+
+    Args:
+        seconds: To be said.
+    """
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def label_lines(data: Any, train: Any) -> list[str]:

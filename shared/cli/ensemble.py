@@ -99,9 +99,9 @@ def _together(
             except NotFirst:
                 continue
             first = first or run
-            for part, found in predictions.items():
+            for part, each in predictions.items():
                 if len(run.data.part(part)):
-                    found.append(collect(run.task, run.data, part))
+                    each.append(collect(run.task, run.data, part))
         if first is None:
             raise NotFirst(0)
         data, target = first.data, first.task.target.unchosen()
@@ -116,7 +116,7 @@ def _together(
             spread, panel = judge_spread(target, stack, data.target_values(data.part("test")), found)
             metrics |= found | spread
             panels.append(panel)
-        (folder.path / "target.json").write_text(json.dumps(target.state(), indent=2) + "\n")
+        folder.ensemble_target.write_text(json.dumps(target.state(), indent=2) + "\n")
         folder.write_data(data)
         panels += [data_panel(data), dataclasses.replace(recipe_panel(first.folder), title="Recipe of member_0")]
         Report(title=f"{name}: {members} members", subtitle=title, panels=panels).write(folder.report)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyfm.shared.cli.arguments import Arguments, choose_size
-from polyfm.shared.errors import UsageError
+from polyfm.shared.errors import PolyfmError, UsageError
 from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
 from polyfm.shared.training.signals import NotFirst, Signals, Stopped, is_requeued, job
 
@@ -146,6 +146,7 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
         init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
         tree: The recipe's; of its encoders those stay that the run has.
     """
+    from polyfm.shared.deployment.inference import data_of
     from polyfm.shared.training.init_from import InitFrom, Pretrained
     from polyfm.shared.training.run_folder import RunFolder
 
@@ -170,8 +171,8 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
         )
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
     if theirs["data"]["class_path"] == tree["data"]["class_path"]:
-        # Tokens as they were trained with, and no position that never was.
-        for name in ("tokenizer", "max_tokens"):
+        # Items as the encoders were trained with, and no position that never was.
+        for name in data_of(source.path).INHERITED:
             if name in theirs["data"]["init_args"]:
                 started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
@@ -314,6 +315,9 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
             whole = folder.path if cli.member < 0 else folder.path.parent
             print(f"\nStopped. Continue with: polyfm fit --resume {whole}", file=sys.stderr)
         raise
+    except PolyfmError:
+        print()  # below the bar
+        raise
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # what follows is the work of one process, on all the data
     if not trainer.is_global_zero:
@@ -338,6 +342,10 @@ def _announce(trainer: Any, task: Any) -> None:
     import torch
 
     from polyfm.shared.backbones.encoder import num_trained
+    from polyfm.shared.training.targets.kinds import kind_of
 
     if trainer.is_global_zero:
+        if (target := getattr(task, "target", None)) is not None:
+            guessed = "; judging by the labels, --model.kind says otherwise" if task.kind == "auto" else ""
+            print(f"to predict: {', '.join(target.names)} ({kind_of(target)}{guessed})")
         print(f"{num_trained(task) / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")

@@ -36,6 +36,8 @@ def run(words: Sequence[str]) -> None:
         table[name] = predictions.values[:, i]
         if predictions.spread is not None:
             table[f"{name}_sd"] = predictions.spread[:, i]
+    for name, classes in predictions.answers.items():
+        table[name] = classes
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         table.to_csv(out, index=False)

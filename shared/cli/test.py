@@ -32,6 +32,8 @@ def run(words: Sequence[str], part: str = "test") -> None:
         if not Path(model.data.path).exists():
             error.remedy = f"If the data were moved, write where they are now into data.path of {model.folder.recipe}"
         raise
+    for path in model.folder.changed_files(model.data):
+        print(f"{path} has changed since the run was trained: what follows is measured on what it holds now")
     model.data.use_splits(Splits.from_csv(model.folder.path / "splits.csv"))
     for name, value in sorted(measure(model.task, model.data, part).items()):
         print(f"{name:<40} {value:.4f}")

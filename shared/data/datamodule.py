@@ -21,7 +21,7 @@ from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.manifest import Notices, Quarantine
 from polyfm.shared.data.sampler import BatchSampler, Key, process_group
 from polyfm.shared.data.splits import Splits
-from polyfm.shared.errors import DataError
+from polyfm.shared.errors import DataError, require
 
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 """Signals that ask a run to stop."""
@@ -81,6 +81,8 @@ class DataModule(L.LightningDataModule):
     transforms, ``split_seed`` the split (members of an ensemble share it).
     """
 
+    INHERITED: ClassVar[tuple[str, ...]] = ()
+    """Arguments that make items what encoders know: a run that starts from another one takes them over."""
     READING: ClassVar[tuple[str, ...]] = ()
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
@@ -96,6 +98,9 @@ class DataModule(L.LightningDataModule):
 
     def __init__(self, path: str, batch_size: int = 64, token_budget: int = 0, num_workers: int = 0) -> None:
         super().__init__()
+        require(batch_size >= 1, "data.batch_size", "at least 1", batch_size)
+        require(token_budget >= 0, "data.token_budget", "at least 1, or 0 for none", token_budget)
+        require(num_workers >= 0, "data.num_workers", "at least 0", num_workers)
         self.path, self.batch_size, self.token_budget = path, batch_size, token_budget
         self.num_workers = num_workers
         self.seed = self.split_seed = 0
@@ -107,6 +112,10 @@ class DataModule(L.LightningDataModule):
         self._ready = False
         self._fitted = False
         self._parts: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer: where processes are spawned, workers get a copy of the data, not of the run."""
+        return {**self.__dict__, "trainer": None}
 
     # What a domain writes -------------------------------------------------------------------------------------------
 
@@ -320,7 +329,7 @@ class DataModule(L.LightningDataModule):
         name = Path(self.source or self.path).name
         lines = [f"{name}: {remark}" for remark in self.remarks]
         if len(self.notices):
-            lines.append(f"{name}: kept, but worth knowing: {self.notices.summary()}")
+            lines.append(f"{name}: worth knowing: {self.notices.summary()}")
         if len(self.quarantine):
             share = f"{len(self.quarantine):,} of {self.quarantine.num_read:,} rows left out"
             lines.append(f"{name}: {share}: {self.quarantine.summary()}")
@@ -331,7 +340,8 @@ class DataModule(L.LightningDataModule):
     def num_rows(self) -> int:
         """Rows in the file; a guess from its size if only some were read (`limit`)."""
         read = self.quarantine.num_read
-        return read if not self.limit or read < self.limit else max(read, Path(self.path).stat().st_size // 60)
+        a_row = 15 if self.path.endswith(".gz") else 60  # bytes
+        return read if not self.limit or read < self.limit else max(read, Path(self.path).stat().st_size // a_row)
 
     def source_files(self) -> list[Path]:
         """Files that were read; their hashes go into the run folder."""

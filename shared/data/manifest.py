@@ -1,4 +1,4 @@
-"""What reading found: broken items (quarantined), noteworthy items (kept), and which files were read."""
+"""What reading found: broken items (quarantined), noteworthy items, and which files were read."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Findings:
 
 
 class Notices(Findings):
-    """Items that are kept but that a careful reader wants to know of: duplicates, salts, colliding stereoisomers."""
+    """What a careful reader wants to know of items that are not broken: salts, colliding stereoisomers, merged rows."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def manifest(sources: Iterable[SourceFile], quarantine: Quarantine, notices: Not
     Args:
         sources: The files read.
         quarantine: What was left out.
-        notices: What was kept but is noteworthy.
+        notices: What is noteworthy.
     """
     return {
         "sources": [asdict(source) for source in sources],

@@ -71,6 +71,11 @@ class Table:
             return self.columns.index(wanted)
         lower = {name.lower(): name for name in reversed(self.columns)}
         near = [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=0.5)]
+        several = [part.strip() for part in wanted.split(",")]
+        if len(several) > 1 and set(several) <= set(self.columns):
+            raise DataError(
+                f"there is no column {wanted!r}", where=self.path, remedy=f"Several are written [{','.join(several)}]"
+            )
         raise DataError(
             f"there is no column {wanted!r}; the columns are {', '.join(map(repr, self.columns))}",
             where=self.path,

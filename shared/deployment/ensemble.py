@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.deployment.inference import load
 from polyfm.shared.errors import UsageError
 from polyfm.shared.training.run_folder import RunFolder
+from polyfm.shared.training.targets.kinds import target_from_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class EnsemblePredictions:
     """(n, columns) mean over members, in the labels' own unit, or probabilities."""
     spread: np.ndarray | None
     """(n, columns) standard deviation over members; None for a single run."""
+    answers: dict[str, np.ndarray]
+    """(n,) classes by column, at the thresholds chosen for the mean; none for numbers."""
     data: DataModule
     """That read the items: its summary and quarantine say what was announced and left out."""
 
@@ -63,11 +67,15 @@ def predict(run: str | Path, items: Any, **reading: Any) -> EnsemblePredictions:
         model = load(folder)
         found = model.predict(items, **reading)
         values.append(found.values)
-    stack = np.stack(values)
+    stack, stored = np.stack(values), RunFolder(run).ensemble_target
+    mean, answers = stack.mean(axis=0), found.answers
+    if stored.is_file():
+        answers = target_from_state(json.loads(stored.read_text())).answers(mean)
     return EnsemblePredictions(
         ids=found.ids,
         names=found.names,
-        values=stack.mean(axis=0),
+        values=mean,
+        answers=answers,
         spread=stack.std(axis=0, ddof=1) if len(stack) > 1 else None,
         data=model.data,
     )

@@ -29,6 +29,8 @@ class Predictions:
     """Of the columns: labels, or classes."""
     values: np.ndarray
     """(n, columns) in the labels' own unit, or probabilities."""
+    answers: dict[str, np.ndarray]
+    """(n,) classes by column, at the thresholds that validation chose; none for numbers."""
 
 
 class LoadedModel:
@@ -83,6 +85,12 @@ class LoadedModel:
         encoder: Any = self.task.model.encoders[name]  # type: ignore[index, union-attr]
         if projected and encoder.projection is None:
             raise UsageError(f"the {name} encoder of this model has no projection")
+        if projected and hasattr(self.task, "target"):
+            raise UsageError(
+                "fine-tuning leaves the projection behind: it fits the encoder no longer",
+                where=self.folder.path,
+                remedy="Leave out --projected, or embed with the run that this one started from",
+            )
         parts = []
         for batch in self.batches(items, **reading):
             features = encoder(batch[name])
@@ -113,9 +121,8 @@ class LoadedModel:
             ids += out["ids"]
             parts.append(out["predictions"].cpu().numpy())
         names = getattr(target, "classes", None) or target.names
-        return Predictions(
-            ids=ids, names=list(names), values=np.concatenate(parts) if parts else np.zeros((0, len(names)))
-        )
+        values = np.concatenate(parts) if parts else np.zeros((0, len(names)))
+        return Predictions(ids=ids, names=list(names), values=values, answers=target.answers(values))
 
 
 def load(run: str | Path) -> LoadedModel:

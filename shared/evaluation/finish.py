@@ -16,6 +16,7 @@ from polyfm.shared.evaluation.report.panels import (
     by_baseline,
     curves_panel,
     data_panel,
+    labels_panel,
     recipe_panel,
     target_panels,
 )
@@ -90,10 +91,11 @@ def judge(
     interval = bootstrap(target.score, predictions, values)
     if interval is not None:
         metrics |= {f"test/{target.primary}_{end}": value for end, value in zip(("low", "high"), interval, strict=True)}
-    metrics["test/rows"] = len(rows)
+    metrics["test/rows"] = int((~np.isnan(values)).any(1).sum())
     if baselines:
         metrics |= measure_baselines(target, data)
-    return metrics, [baseline_panel(metrics, target), *target_panels(target, predictions, values)]
+    labels = [labels_panel(metrics, target, values)] if len(target.names) > 1 else []
+    return metrics, [baseline_panel(metrics, target), *labels, *target_panels(target, predictions, values)]
 
 
 def measure_baselines(target: Target, data: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import importlib
 import json
 import pkgutil
@@ -16,6 +17,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
@@ -29,6 +31,9 @@ from polyfm.shared.training.pretrain import PretrainTask
 from polyfm.shared.training.recipe import KEYS, Paper, Recipe, base_of, locate, merge, read_overlay
 from polyfm.shared.training.schema import FORM, Misfit, Schema, placed
 from polyfm.shared.training.trust import FORBIDDEN, storable
+
+# Callbacks of Lightning have members of enumerations as defaults (Timer).
+yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
@@ -101,7 +106,6 @@ class RecipeParser(LightningCLI):
         _check_paper(tree.get("paper"), recipe.path)
         schema = Schema(fields_of(tree["task"]), register(recipe.domain))
         self._check(schema)
-        self._flags = [_listed(flag, schema, tree) for flag in self._flags]
         super().__init__(
             model_class=TASKS[tree["task"]],
             datamodule_class=DataModule,
@@ -129,26 +133,43 @@ class RecipeParser(LightningCLI):
                         where=self._where(("model", group, name)),
                         remedy=f"Choose another, such as {name.replace('.', '_')}_1",
                     )
-        whole: dict[str, Any] = self.tree
-        for option in (flag[2:].split("=")[0].rstrip("+") for flag in self._flags if flag.startswith("--")):
+        whole = self._check_options(schema)
+        for keys in () if {"--help", "--print_config"} & set(self._flags) else schema.missing(whole):
+            option = ".".join(key for key in keys if key not in FORM)
+            if keys[0] == "data":
+                raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")
+            raise RecipeError(f"{'.'.join(keys)} is missing", where=self._where(keys), remedy="It has no default")
+
+    def _check_options(self, schema: Schema) -> dict[str, Any]:
+        """Every option is known and its value fits; returned is the tree with `UNKNOWN` for whatever they set."""
+        self._flags = [_listed(flag, schema, self.tree) for flag in self._flags]
+        whole = judged = self.tree
+        for option, _, text in (flag[2:].partition("=") for flag in self._flags if flag.startswith("--")):
+            option, appends = option.rstrip("+"), option.endswith("+")
             if option.rpartition(".")[2] in FORBIDDEN:
                 raise UsageError(f"--{option} is not an option", remedy="Use --out DIR, or polyfm fit --resume RUN")
             if option in ("help", "print_config"):
                 continue
             whole = placed(whole, option)
             try:
-                schema.check(placed(self.tree, option))
+                schema.check(placed(judged, option))
             except Misfit as misfit:
                 near = [*misfit.path[:-1], misfit.nearest] if misfit.nearest else schema.elsewhere(option, self.tree)
                 hint = f"Did you mean --{'.'.join(near)}?" if near else "`polyfm fit --help-all` shows all"
                 raise UsageError(f"there is no option --{option}", remedy=hint) from None
             if f"--{option}" in self._flags:
                 raise UsageError(f"--{option} needs a value", remedy="`polyfm fit --help` shows how")
-        for keys in () if {"--help", "--print_config"} & set(self._flags) else schema.missing(whole):
-            option = ".".join(key for key in keys if key not in FORM)
-            if keys[0] == "data":
-                raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")
-            raise RecipeError(f"{'.'.join(keys)} is missing", where=self._where(keys), remedy="It has no default")
+            value = _value(text, schema.type_of(option, judged))
+            if appends or isinstance(value, dict):
+                continue  # laid into what is there: jsonargparse knows how
+            judged = placed(judged, option, value)
+            try:
+                schema.check(judged)
+            except Misfit as misfit:
+                is_list = "," in text and "expected a list" in misfit.message
+                hint = f"Write --{option} [{text}]" if is_list and text[0] not in "[(" else misfit.remedy
+                raise UsageError(f"--{option}: {misfit.message}", remedy=hint) from None
+        return whole
 
     def _where(self, keys: tuple[str, ...]) -> str:
         return locate(keys, *self._files)
@@ -183,15 +204,21 @@ class RecipeParser(LightningCLI):
         """Build the data module and the task, not the trainer."""
         try:
             self.config_init = self.parser.instantiate(self.config)
-        except (PolyfmError, ValueError, TypeError) as error:
+        except (PolyfmError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             cause = _cause(error)
             if not isinstance(cause, PolyfmError):
                 raise RecipeError(str(error), where=self.recipe.path) from error
             if cause.where is None:
                 cause.where = self.recipe.path
-            elif (keys := self._keys_of(str(cause.where)))[0] in self.tree:  # a key: say the line, too
-                cause.where = f"{self._where(keys)}: {'.'.join(keys)}"
+            elif (keys := self._keys_of(str(cause.where)))[0] in self.tree:
+                path = ".".join(keys)
+                if any(flag.partition("=")[0] == f"--{path}" for flag in self._flags):
+                    raise UsageError(cause.message, where=f"--{path}", remedy=cause.remedy) from None
+                cause.where = f"{self._where(keys)}: {path}"
             raise cause from None
+        for limit in ("max_epochs", "max_steps"):
+            if (given := self.config["trainer"][limit]) is not None and (given == 0 or given < -1):
+                raise UsageError(f"trainer.{limit} must be at least 1, or -1 for no limit, not {given}")
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
@@ -236,8 +263,7 @@ class RecipeParser(LightningCLI):
         options = [flag for flag in self._flags if found and flag.startswith(f"--{found[0]}")]
         if options:
             option = max(options, key=lambda flag: bool(given and given.group(1) in flag)).split("=")[0]
-            value = given.group(1) if given and {"list", "tuple"} & set(wanted) else "["
-            return UsageError(f"{option}: {said}", remedy=None if value[0] in "[(" else f"Write {option} [{value}]")
+            return UsageError(f"{option}: {said}")
         return RecipeError(f"{'.'.join(keys)}: {said}", where=self._where(keys))
 
     def resolved(self) -> dict[str, Any]:
@@ -267,13 +293,18 @@ class RecipeParser(LightningCLI):
             overrides: Arguments of the Trainer that go before the recipe's.
         """
         settings = {**self.config_init["trainer"], **overrides}
-        settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
+        settings["callbacks"] = [*_as_list(settings.get("callbacks")), *callbacks]
         if "logger" not in overrides:
-            own = settings.get("logger") or []
-            settings["logger"] = [Curves(run), *(own if isinstance(own, list) else [own])]
+            settings["logger"] = [Curves(run), *_as_list(settings.get("logger"))]
         settings["plugins"] = [*(settings.get("plugins") or []), SafeCheckpointIO()]
         # The data module deals out batches to processes itself, in equal numbers and resumable.
-        return L.Trainer(**{**settings, "default_root_dir": str(run), "use_distributed_sampler": False})
+        settings |= {"default_root_dir": str(run), "use_distributed_sampler": False}
+        try:
+            return L.Trainer(**settings)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            options = [flag.replace("=", " ", 1) for flag in self._flags if flag.startswith("--trainer.")]
+            where = ", ".join(options) or self._where(("trainer",))
+            raise RecipeError(f"Lightning refuses this trainer: {error}", where=where) from error
 
 
 def fields_of(task: str) -> dict[str, Any]:
@@ -305,6 +336,21 @@ def _listed(flag: str, schema: Schema, tree: dict[str, Any]) -> str:
     if not given or value.startswith("[") or schema.type_of(option[2:], tree) != list[str]:
         return flag
     return f"{option}={json.dumps([value], ensure_ascii=False)}"
+
+
+def _as_list(given: Any) -> list[Any]:
+    """What Lightning takes alone or in a list; none for what is switched off."""
+    return given if isinstance(given, list) else [given] if given else []
+
+
+def _value(text: str, hint: Any) -> Any:
+    """What the text of an option stands for; what YAML cannot read is the text itself."""
+    if hint in (str, Any):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _check_paper(paper: Any, path: Path) -> None:
@@ -356,6 +402,7 @@ def quiet_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (
+        ".*Total length of `list` across ranks is zero.*",  # a split may have no validation part
         ".*does not have many workers.*",  # small data are made faster than a worker process starts
         ".*The number of training batches.*",
         ".*Trying to infer the `batch_size`.*",

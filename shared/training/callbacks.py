@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import callbacks
 
 from polyfm.shared.data.batch import Batch
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.training.checkpoint import second_name
 from polyfm.shared.training.signals import Signals
 
@@ -108,6 +110,7 @@ class Checkpoint(callbacks.Checkpoint):
     def __init__(
         self, every_n_steps: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min"
     ) -> None:
+        require(every_n_steps >= 0, "checkpoint.every_n_steps", "at least 1, or 0 for not", every_n_steps)
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.folder = Path("checkpoints")
         self.signals = Signals()
@@ -155,6 +158,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._validating = False
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        _require_logged(trainer, pl_module, self.monitor, "checkpoint.monitor")
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if not math.isnan(value) and (
             self.best is None or (value < self.best if self.mode == "min" else value > self.best)
@@ -234,6 +238,17 @@ class Checkpoint(callbacks.Checkpoint):
         self.best, self._saved_at = state_dict["best"], state_dict["saved_at"]
 
 
+def _require_logged(trainer: L.Trainer, task: Any, monitor: str, where: str) -> None:
+    """Refuse to watch what validation does not measure."""
+    logged = trainer.callback_metrics
+    undefined = monitor == "valid/score" and getattr(task, "target", None) is not None  # such as AUROC of one class
+    if monitor not in logged and not undefined:
+        near = difflib.get_close_matches(monitor, logged, n=1)
+        known = ", ".join(sorted(name for name in logged if name.startswith("valid/")))
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {known}"
+        raise RecipeError(f"there is no metric {monitor!r}", where=where, remedy=hint)
+
+
 def _between_steps(trainer: L.Trainer) -> bool:
     """Whether the last batch ended an optimiser step: otherwise its gradients wait for more."""
     return not trainer.fit_loop._should_accumulate()
@@ -260,7 +275,14 @@ class Patience(callbacks.EarlyStopping):
     """
 
     def __init__(self, patience: int = 0, monitor: str = "valid/loss", mode: Literal["min", "max"] = "min") -> None:
+        require(patience >= 0, "patience.patience", "at least 1, or 0 for never", patience)
         super().__init__(monitor=monitor, mode=mode, patience=patience or 10**9, strict=False)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            _require_logged(trainer, pl_module, self.monitor, "patience.monitor")
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that had already ended its training here is not given another pass when it goes on."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data.batch import Batch
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.training.optim import AdamW, prepare_blocks, time_passed, total_steps
 from polyfm.shared.training.stages import Stage, StageSwitch
@@ -52,6 +52,10 @@ class FinetuneTask(L.LightningModule):
         stages: dict[str, Stage] = {},  # noqa: B006 - read only
     ) -> None:
         super().__init__()
+        depth = max((len(encoder.backbone.blocks) for encoder in encoders.values()), default=0)
+        require(hidden >= 0, "model.hidden", "at least 1, or 0 for a linear head", hidden)
+        require(0 <= dropout < 1, "model.dropout", "a share from 0 to less than 1", dropout)
+        require(-1 <= train_blocks <= depth, "model.train_blocks", f"-1, or 0 to {depth} blocks", train_blocks)
         self.model = MultimodalModel(encoders)
         self.kind, self.hidden, self.dropout, self.optimizer = kind, hidden, dropout, optimizer
         self.train_blocks, self.stages = train_blocks, stages

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.block import Block
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.training.stages import Stage, trainable
 
 BEYOND = 10**9
@@ -46,6 +46,13 @@ class AdamW:
         floor: float = 0.1,
         layer_decay: float = 1.0,
     ) -> None:
+        here = "model.optimizer"
+        require(lr > 0, f"{here}.lr", "more than 0", lr)
+        require(weight_decay >= 0, f"{here}.weight_decay", "at least 0", weight_decay)
+        require(all(0 <= beta < 1 for beta in betas), f"{here}.betas", "two numbers from 0 to less than 1", betas)
+        require(0 <= warmup <= 1, f"{here}.warmup", "a share of the run, from 0 to 1", warmup)
+        require(0 <= floor <= 1, f"{here}.floor", "a share of the peak, from 0 to 1", floor)
+        require(0 < layer_decay <= 1, f"{here}.layer_decay", "more than 0, at most 1", layer_decay)
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.warmup, self.floor, self.layer_decay = warmup, floor, layer_decay
 

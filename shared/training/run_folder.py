@@ -145,9 +145,7 @@ class RunFolder:
         for name in ("best.ckpt", "last.ckpt", "best.safetensors"):
             if (self.checkpoints / name).is_file():
                 return self.checkpoints / name
-        raise UsageError(
-            "this run has no checkpoint yet", where=self.path, remedy=f"Continue it: polyfm fit --resume {self.path}"
-        )
+        raise self._unstarted()
 
     @property
     def last(self) -> Path:
@@ -161,8 +159,11 @@ class RunFolder:
                 where=self.path,
                 remedy=f"Start another from it: polyfm fit RECIPE --init_from {self.path}",
             )
+        raise self._unstarted()
+
+    def _unstarted(self) -> UsageError:
         command = shlex.join(self.environment().get("command", ["polyfm", "fit", "RECIPE", "..."]))
-        raise UsageError(
+        return UsageError(
             "this run stopped before its first checkpoint", where=self.path, remedy=f"Start it again: {command}"
         )
 
@@ -280,6 +281,11 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """Final metrics, empty before there are any."""
         return json.loads(self.metrics_path.read_text()) if self.metrics_path.is_file() else {}
+
+    @property
+    def ensemble_target(self) -> Path:
+        """What an ensemble predicts, with the thresholds of its mean."""
+        return self.path / "target.json"
 
     @property
     def environment_path(self) -> Path:

@@ -382,12 +382,13 @@ def required(kind: type, given: int = 0) -> list[str]:
     return [item.name for item in signature if item.default is item.empty and item.kind not in some]
 
 
-def placed(tree: Mapping[str, Any], option: str) -> dict[str, Any]:
-    """A tree with `UNKNOWN` where a dotted option puts its value; options leave ``init_args`` out.
+def placed(tree: Mapping[str, Any], option: str, value: Any = UNKNOWN) -> dict[str, Any]:
+    """A tree with what a dotted option sets; options leave ``init_args`` out.
 
     Args:
         tree: A recipe at one size.
         option: As in ``model.optimizer.lr``.
+        value: What it is set to.
     """
     out = node = copy.deepcopy(dict(tree))
     words = option.split(".")
@@ -395,7 +396,7 @@ def placed(tree: Mapping[str, Any], option: str) -> dict[str, Any]:
         if "class_path" in node and word not in FORM:
             node = node.setdefault("init_args", {})
         if i == len(words) - 1:
-            node[word] = UNKNOWN
+            node[word] = value
             break
         below = node.get(word)
         node[word] = {"class_path": below} if isinstance(below, str) else below if isinstance(below, dict) else {}
@@ -458,9 +459,27 @@ def _unfit(hint: Any, value: Any) -> str | None:
         return "a number" if isinstance(value, bool) else None
     if hint is str:
         return "a text" if isinstance(value, dict | list) else None
-    if typing.get_origin(hint) is list:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
         return None if isinstance(value, list) else "a list"
-    return None
+    if origin is tuple and Ellipsis not in inner:
+        fits = isinstance(value, list | tuple) and len(value) == len(inner)
+        return None if fits and not any(map(_unfit, inner, value)) else f"a list of {len(inner)} {_kinds(inner)}"
+    if origin is Literal:
+        return None if value in inner else f"one of {', '.join(map(str, inner))}"
+    members = _members(hint) or []
+    wanted = [_unfit(member, value) for member in members if _is_plain(member)]
+    return " or ".join(filter(None, wanted)) if members and len(wanted) == len(members) and all(wanted) else None
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in (bool, int, float, str) or typing.get_origin(hint) in (list, tuple, Literal)
+
+
+def _kinds(hints: Sequence[Any]) -> str:
+    """Of the entries of a tuple, in words."""
+    words = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
+    return " and ".join(dict.fromkeys(words.get(hint, str(hint)) for hint in hints))
 
 
 def _mapping(value: Any, keys: Keys) -> Mapping[str, Any]:

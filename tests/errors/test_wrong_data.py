@@ -72,7 +72,7 @@ WRONG_DATA: dict[str, tuple[str, bytes | str | None, Sequence[str], int, str, st
     "missing split column": ("a.csv", GOOD, (*Y, "--data.split", "part"), DATA, "there is no column 'part'", "Name one of these columns"),
     "unknown words in the split": ("a.csv", PARTS.format(*["fold"] * ROWS).encode(), (*Y, "--data.split", "part"), DATA, "has the split 'fold'; expected one of train", "Correct the entry"),
     "a split without training": ("a.csv", PARTS.format(*["test"] * ROWS).encode(), (*Y, "--data.split", "part"), DATA, "the train split of 40 items is empty (as the column says)", "split without one: --data.split random"),
-    "no label named": ("a.csv", GOOD, (), DATA, "no label column is given", "Name one: --data.targets [COLUMN]"),
+    "no label named": ("a.csv", GOOD, (), DATA, "no label column is given", "Name one: --data.targets COLUMN"),
     "option misspelt": ("a.csv", GOOD, ("--data.target", "y"), USAGE, "there is no option --data.target", "Did you mean --data.targets?"),
     "option without value": ("a.csv", GOOD, ("--data.targets",), USAGE, "--data.targets needs a value", "`polyfm fit --help` shows how"),
     "no such modality": ("a.csv", GOOD, (*Y, "--data.modalities", "smile"), RECIPE, "molecules have no modality 'smile'", "Choose from: smiles"),

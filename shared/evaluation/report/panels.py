@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from polyfm.shared.evaluation.report.figures import COLOURS, figure, plain, svg,
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.retrieval import Retrieval
 from polyfm.shared.training.recipe import shareable
-from polyfm.shared.training.targets.binary import Binary
 from polyfm.shared.training.targets.multi_class import MultiClass
 from polyfm.shared.training.targets.regression import Regression
 from polyfm.shared.training.targets.target import Target
+
+MOST_DRAWN = 4
+"""Of several labels, how many are drawn; the table has all."""
 
 
 def curves_panel(path: Path, title: str = "Learning curves") -> Panel:
@@ -105,15 +108,38 @@ def target_panels(target: Target, predictions: np.ndarray, values: np.ndarray) -
         predictions: (n, outputs), decoded.
         values: (n, tasks).
     """
-    if np.isnan(values[:, 0]).all():
-        return []
-    if isinstance(target, Regression):
-        return [measured_panel(target.names[0], predictions[:, 0], values[:, 0])]
-    if isinstance(target, Binary):
-        return [reliability_panel(target.names[0], predictions[:, 0], values[:, 0])]
     if isinstance(target, MultiClass):
-        return [confusion_panel(target.classes, predictions, values[:, 0])]
-    return []
+        return [] if np.isnan(values).all() else [confusion_panel(target.classes, predictions, values[:, 0])]
+    draw = measured_panel if isinstance(target, Regression) else reliability_panel
+    known = [column for column in range(values.shape[1]) if not np.isnan(values[:, column]).all()]
+    panels = [draw(target.names[column], predictions[:, column], values[:, column]) for column in known[:MOST_DRAWN]]
+    if len(target.names) == 1:
+        return panels
+    named = zip(panels, known, strict=False)
+    return [dataclasses.replace(panel, title=f"{panel.title}: {target.names[column]}") for panel, column in named]
+
+
+def labels_panel(metrics: dict[str, Any], target: Target, values: np.ndarray) -> Panel:
+    """Each of several labels: how many rows have it, the model's figure, the best baseline's.
+
+    Args:
+        metrics: Final ones.
+        target: What is predicted.
+        values: (n, tasks), NaN where missing.
+    """
+    metric = "rmse" if isinstance(target, Regression) else target.primary  # in the unit of each
+    best = max if target.higher_is_better else min
+    rows: list[list[Any]] = []
+    for name, column in zip(target.names, values.T, strict=True):
+        key = f"{name}/{metric}"
+        theirs = [(found[key], other) for other, found in by_baseline(metrics).items() if key in found]
+        value, other = best(theirs) if theirs else (np.nan, "")
+        rows.append([name, int((~np.isnan(column)).sum()), float(metrics.get(f"test/{key}", np.nan)), value, other])
+    note = "Test part. A figure is missing where it is undefined, such as the AUROC of one class."
+    if len(rows) > MOST_DRAWN:
+        note += f" The first {MOST_DRAWN} are drawn below."
+    columns = ["label", "rows with it", f"{metric} of this model", f"{metric} of the best baseline", "which is"]
+    return Panel(title="Each label", body=table(columns, rows), note=note, wide=True)
 
 
 def measured_panel(name: str, predictions: np.ndarray, values: np.ndarray) -> Panel:

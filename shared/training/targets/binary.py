@@ -85,6 +85,11 @@ class Binary(Target):
         found = [Curve.of(p, y).metrics()["auroc"] for p, y in columns if _both(y)]
         return float(np.mean(found)) if found else None
 
+    def answers(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.answers`: ``NAME_class``, 1 at or above the label's threshold."""
+        said = predictions >= np.array(self.threshold)
+        return {f"{name}_class": column.astype(int) for name, column in zip(self.names, said.T, strict=True)}
+
     def choose(self, predictions: np.ndarray, values: np.ndarray) -> None:
         """See `Target.choose`: the threshold of the best F1, per column."""
         for column, (p, y) in enumerate(_columns(predictions, values)):

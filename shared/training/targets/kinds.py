@@ -23,7 +23,7 @@ def require_labels(names: list[str]) -> None:
         names: Of the label columns, known before anything is read.
     """
     if not names:
-        raise DataError("no label column is given", remedy="Name one: --data.targets [COLUMN]")
+        raise DataError("no label column is given", remedy="Name one: --data.targets COLUMN (several: [A,B])")
 
 
 def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[str] | None = None) -> Target:
@@ -50,6 +50,15 @@ def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[st
     if kind == "multiclass":
         return MultiClass.fit(names, values, classes)
     return KINDS[kind].fit(names, values)
+
+
+def kind_of(target: Target) -> str:
+    """The word a user writes for it.
+
+    Args:
+        target: What is predicted.
+    """
+    return next(word for word, kind in KINDS.items() if isinstance(target, kind))
 
 
 def target_from_state(state: dict[str, Any]) -> Target:

@@ -70,6 +70,10 @@ class MultiClass(Target):
         """See `Target.decode`: probabilities, corrected for the weights used in training."""
         return torch.softmax(outputs - outputs.new_tensor(self.class_weight).log(), dim=-1)
 
+    def answers(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.answers`: ``NAME_class``, the name of the most probable one."""
+        return {f"{self.names[0]}_class": np.array(self.classes)[predictions.argmax(-1)]}
+
     def metrics(self, predictions: np.ndarray, values: np.ndarray) -> dict[str, float]:
         """Accuracy, F1 averaged over the classes that occur or were said, balanced accuracy."""
         given = ~np.isnan(values[:, 0])

@@ -38,6 +38,11 @@ class Regression(Target):
                     remedy="Choose another column, or split otherwise (--data.split)",
                 )
         scale = np.nanstd(values, axis=0)
+        if not scale.any():
+            raise DataError(
+                f"column {names[0]!r} has the same value {np.nanmax(values[:, 0]):g} in all training rows",
+                remedy="Choose another column: there is nothing to learn",
+            )
         return cls(
             names=names,
             mean=np.nanmean(values, axis=0).tolist(),

@@ -80,6 +80,14 @@ class Target:
         """
         return self.metrics(predictions, values).get(self.primary)
 
+    def answers(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """What is said in the end, by column: classes for probabilities, nothing where the numbers say it all.
+
+        Args:
+            predictions: (n, outputs), decoded.
+        """
+        return {}
+
     def choose(self, predictions: np.ndarray, values: np.ndarray) -> None:
         """Choose what is chosen on validation data (thresholds); nothing by default.
 

@@ -26,6 +26,7 @@ from polyfm.domains.molecules.transforms import (
     SmilesTokenizer,
     Standardiser,
 )
+from polyfm.shared.errors import RecipeError
 
 RARE = [
     "[Og]", "[2H]C([2H])([2H])O", "[13CH4]", "C[C@@H](O)[C@H](N)C", "F/C=C\\F", "[NH3+]CC([O-])=O", "[Fe+2].[Cl-].[Cl-]",
@@ -102,8 +103,9 @@ class TestRegex:
         assert SPECIALS[CLS] == "[CLS]"
 
     def test_a_vocabulary_that_cannot_spell_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="needs at least"):
-            RegexTokenizer(50)
+        for kind in (RegexTokenizer, BpeTokenizer):
+            with pytest.raises(RecipeError, match=r"data.tokenizer.vocabulary: expected at least \d+, not 20"):
+                kind(20)
 
     @given(st.text(alphabet="CNOPScnop()[]=#@+-1234567890%/\\.HBrFIl<>:*$", max_size=40))
     def test_whatever_it_can_read_it_gives_back(self, text: str) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from polyfm.shared.cli.check import one_step, uncollected
+from polyfm.shared.cli.check import duration, make_head, one_step, scaled, uncollected
+from polyfm.shared.data.sampler import Key
 from polyfm.shared.errors import UsageError
-from polyfm.shared.training.recipe import RECIPES
+from polyfm.shared.training.build import RecipeParser
+from polyfm.shared.training.recipe import RECIPES, find_recipe, merge
 
 Polyfm = Callable[..., Any]
 
@@ -33,7 +36,7 @@ def test_small_size_shows_shapes_labels_a_step_time_and_memory(polyfm: Polyfm, r
     assert re.search(r"one step of 32 samples: loss [\d.]+, [\d.]+ s on \d+ threads", shown.out)
     assert re.search(r"parameters: 0\.\d\d million", shown.out)
     assert re.search(r"memory: about \d+ MiB", shown.out)
-    assert re.search(r"time: about [\d.]+ min an epoch", shown.out)
+    assert re.search(r"time: about [\d.]+ (s|min) an epoch", shown.out)
     assert "Next: polyfm fit molecules/property" in shown.out
 
 
@@ -59,8 +62,35 @@ def test_paper_size_is_estimated_without_memory(polyfm: Polyfm, runs: Any) -> No
     shown = polyfm("check", "molecules/spmm", "--size", "paper", "--data.path", runs.data)
     assert shown.code == 0, shown.err
     assert "144.0 million (built on the meta device, nothing was allocated)" in shown.out
-    assert re.search(r"memory: 2\.\d GiB for weights and optimiser", shown.out)
-    assert re.search(r"work: about [\d.]+ TFLOP a step of 64 samples", shown.out)
+    assert re.search(r"memory: 2\.\d GiB for weights and optimiser, about [\d.]+ GiB of activations", shown.out)
+    assert re.search(r"work: about [\d.]+ TFLOP a step of 64 samples, 1 steps an epoch", shown.out)
+    assert re.search(r"time: at least [\d.]+ (s|min|h) an epoch on \d+ threads of this CPU", shown.out)
+
+
+def test_work_of_paper_size_is_that_of_a_real_step(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate for a bigger size, made from a step at small size, beside that size's own step."""
+    recipe = find_recipe("molecules/property")
+    flags = [f"--data.path={runs.data}", "--data.targets=activity"]
+    trees = {"paper": {"width": 192}, "small": {"width": 96}}
+    for name, encoder in trees.items():
+        trees[name] = merge(recipe.sized("small"), {"model": {"encoders": {"smiles": encoder}}})
+    monkeypatch.setattr(type(recipe), "sized", lambda self, size: trees[size])
+    cli = RecipeParser(recipe, trees["paper"], flags)
+    cli.datamodule.setup("fit")
+    train = cli.datamodule.part("train")
+    make_head(cli.model, cli.datamodule, train)
+    flops, activations = scaled(cli.model, recipe, flags, samples=32)
+    batch = cli.datamodule.collate(cli.datamodule.make_samples([Key(int(i), 0) for i in train[:32]]))
+    with FlopCounterMode(display=False) as counter:
+        _, _, kept = one_step(cli.model, batch)
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert activations == pytest.approx(kept, rel=0.15)
+
+
+def test_durations_are_said_in_the_unit_a_person_would_choose() -> None:
+    assert [duration(seconds) for seconds in (0.04, 80, 600, 9_000, 1e6)] == [
+        "0.0 s", "80.0 s", "10.0 min", "2.5 h", "11.6 days",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -70,7 +100,7 @@ def test_paper_size_is_estimated_without_memory(polyfm: Polyfm, runs: Any) -> No
         (["--data.path", "DATA", "--data.smiles", "smile"], 3, "'smile'"),
         (["--data.path", "DATA", "--data.targets=[activty]"], 3, "'activity'"),
         (["--data.path", "DATA", "--model.kinds=auto"], 2, "Did you mean --model.kind?"),
-        (["--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets [COLUMN]"),
+        (["--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets COLUMN"),
     ],
 )
 def test_wrong_inputs(polyfm: Polyfm, runs: Any, words: list[str], code: int, message: str) -> None:

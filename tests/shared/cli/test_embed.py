@@ -68,6 +68,14 @@ def test_another_modality_and_the_contrastive_space(polyfm: Polyfm, runs: Any, n
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+def test_the_contrastive_space_is_left_behind_by_fine_tuning(
+    polyfm: Polyfm, runs: Any, new: Path, tmp_path: Path
+) -> None:
+    shown = polyfm("embed", runs.property, new, "--projected", "--out", tmp_path / "v.npz")
+    assert shown.code == 2
+    assert "projection" in shown.err
+
+
 def test_a_fine_tuned_run_embeds_too(polyfm: Polyfm, runs: Any, new: Path, tmp_path: Path) -> None:
     assert polyfm("embed", runs.property, new, "--out", tmp_path / "v.npz").code == 0
 

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 import polyfm as package
+from polyfm.shared.cli.fit import start_from
 from polyfm.shared.training.callbacks import Checkpoint
 from polyfm.shared.training.checkpoint import read_checkpoint
+from polyfm.shared.training.recipe import find_recipe, merge
 from polyfm.shared.training.run_folder import RunFolder
 
 Polyfm = Callable[..., Any]
@@ -74,6 +76,7 @@ class TestFinished:
     def test_starting_from_a_run_says_what_was_taken_over(self, runs: Any) -> None:
         assert "smiles from" in runs.said["property"]
         assert "(100% of the numbers), 0 missing, 0 unexpected, 0 of another shape" in runs.said["property"]
+        assert "to predict: activity (regression; judging by the labels" in runs.said["property"]
         ours, theirs = (read_checkpoint(run / "checkpoints" / "best.ckpt") for run in (runs.property, runs.spmm))
         tokenizer = "MoleculeDataModule"
         assert ours[tokenizer]["transforms"]["tokenizer"] == theirs[tokenizer]["transforms"]["tokenizer"]
@@ -144,7 +147,7 @@ class TestRefused:
         "an empty file": (["SMALL", "--data.path", "EMPTY", "--data.targets=[y]"], 3, "the file is empty"),
         "wrong column": (["SMALL", "--data.path", "DATA", "--data.targets=[activty]"], 3, "activity"),
         "wrong SMILES column": (["SMALL", "--data.path", "DATA", "--data.smiles", "smile", "--data.targets=[activity]"], 3, "smiles"),
-        "no targets": (["SMALL", "--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets [COLUMN]"),
+        "no targets": (["SMALL", "--data.path", "DATA"], 3, "no label column is given. Name one: --data.targets COLUMN"),
         "no targets, before the file is opened": (["SMALL", "--data.path", "none.csv"], 3, "no label column is given"),
         "no targets of an ensemble": (["SMALL", "--data.path", "none.csv", "--ensemble", "2"], 3, "no label column is given"),
         "labels that are words": (["SMALL", "--data.path", "DATA", "--data.targets=[description]"], 3, "expected a number"),
@@ -155,6 +158,11 @@ class TestRefused:
         "a run of other encoders": (["molecules/graph_property", "--size", "small", "--data.path", "DATA", "--init_from", "SPMM"], 2, "has encoders for smiles, properties, the recipe for graph"),
         "no such run to resume": (["--resume", "FOLDER"], 2, "not the folder of a run"),
         "resume with more words": (["--resume", "SPMM", "--trainer.max_epochs=9"], 2, "--resume takes the run's own recipe"),
+        "no GPU": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accelerator=gpu"], 4, "--trainer.accelerator gpu: Lightning refuses this trainer: No supported gpu"),
+        "no time": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_time=foo"], 4, "is not a valid duration"),
+        "no pass": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_epochs=0"], 2, "trainer.max_epochs must be at least 1, or -1"),
+        "several columns": (["SMALL", "--data.path", "DATA", "--data.targets=activity,active"], 3, "Several are written [activity,active]"),
+        "a constant": (["SMALL", "--data.path", "CONSTANT", "--data.targets=y", "--model.kind=regression"], 3, "column 'y' has the same value 1 in all training rows"),
         "no member": (["SMALL", "--data.path", "DATA", "--ensemble", "0"], 2, "--ensemble needs a number of at least 1"),
         "ensemble of a pre-training": (["molecules/spmm", "--size", "small", "--data.path", "DATA", "--ensemble", "2"], 2, "--ensemble is for fine-tuning recipes"),
     }  # fmt: skip
@@ -195,6 +203,17 @@ def test_help_all_shows_every_option(polyfm: Polyfm) -> None:
     assert shown.code == 0
     for option in ("--data", "--model.kind", "--model.train_blocks", "--trainer.max_epochs", "--patience.patience"):
         assert option in shown.out
+
+
+def test_a_run_that_starts_from_another_reads_items_as_that_one_did(tmp_path: Path) -> None:
+    """Tokens, their number, stereochemistry, fragments: what the encoders know."""
+    spmm = find_recipe("molecules/spmm").sized("small")
+    told = {"max_tokens": 77, "isomeric": True, "largest_fragment": True}
+    tree = merge({**spmm, "domain": "molecules"}, {"data": {"init_args": {**told, "path": "x.csv", "split": "random"}}})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    started = start_from(tmp_path, find_recipe("molecules/property").sized("small"))["data"]["init_args"]
+    assert {name: started[name] for name in told} == told
+    assert not {"path", "split"} & set(started)
 
 
 def test_a_run_that_starts_from_another_uses_its_own_recipe_s_options(polyfm: Polyfm, runs: Any) -> None:

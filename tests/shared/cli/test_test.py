@@ -57,6 +57,12 @@ def test_a_run_is_tested_from_any_folder_and_told_when_its_data_are_gone(
     assert polyfm("test", "../run").out == first.out
     assert polyfm("fit", "--resume", "../run").code == 0
 
+    with open(tmp_path / "here.csv", "a") as file:
+        file.write("\n")
+    told = polyfm("test", "../run").out
+    assert told.startswith(f"{tmp_path / 'here.csv'} has changed since the run was trained")
+    assert told.endswith(first.out)
+
     (tmp_path / "here.csv").rename(tmp_path / "there.csv")
     shown = polyfm("test", "../run")
     assert shown.code == 3

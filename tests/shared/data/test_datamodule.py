@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,10 +179,21 @@ def test_summary_says_what_was_guessed_dropped_and_split(toy: Any) -> None:
     data.quarantine = Quarantine((Finding("toy", 5, "y", "empty"), Finding("toy", 6, "z", "empty")), 26)
     assert data.summary() == [
         "toy: smiles taken from column 'SMILES'",
-        "toy: kept, but worth knowing: 1 x duplicate (first in row 3)",
+        "toy: worth knowing: 1 x duplicate (first in row 3)",
         "toy: 2 of 26 rows left out: 2 x empty (first in row 5)",
         "toy: 16 train, 4 valid, 4 test",
     ]
+
+
+def test_workers_that_are_spawned_get_the_data_without_the_run(toy: Any) -> None:
+    data = toy()
+    data.setup()
+    data.trainer = SimpleNamespace(schedule=lambda step: step)  # like that of an optimiser, which no pickle takes
+    loader = data.loader("train", shuffle=False)
+    make, collate = ForkingPickler.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn)))
+    keys = list(next(iter(loader.batch_sampler)))
+    assert collate(make.__getitems__(keys)).ids == next(iter(loader)).ids
+    assert data.trainer is not None
 
 
 def test_rows_of_a_file_that_was_only_begun_are_estimated(toy: Any, tmp_path: Path) -> None:

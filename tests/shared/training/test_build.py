@@ -212,7 +212,7 @@ WRONG_RECIPES = {
     "type: a fraction": ("          depth: 1", "          depth: 1.5", "model.encoders.smiles.backbone.depth: expected a whole number, not 1.5"),
     "type: a word for a rate": ("{lr: 1.0e-3}", "{lr: fast}", "model.optimizer.lr: expected a number, not 'fast'"),
     "type: one for many": ("modalities: [smiles]", "modalities: smiles", "data.modalities: expected a list, not 'smiles'"),
-    "type of the trainer": ("  max_epochs: 2", "  max_epochs: many", "trainer.max_epochs: expected int, not 'many'"),
+    "type of the trainer": ("  max_epochs: 2", "  max_epochs: many", "trainer.max_epochs: expected a whole number, not 'many'"),
     "choice": ("  kind: auto", "  kind: regresion", "model.kind: 'regresion' is no choice. Did you mean 'regression'?"),
     "value: a modality": ("modalities: [smiles]", "modalities: [smile]", "data.modalities: molecules have no modality 'smile'. Choose from: smiles, properties, graph"),
     "top-level key": ("trainer:", "trianer:", "unknown key 'trianer'. Did you mean 'trainer'?"),
@@ -233,7 +233,7 @@ WRONG_RECIPES = {
 
 def test_size_of_the_corpus_of_wrong_recipes() -> None:
     print(f"{len(WRONG_RECIPES)} wrong recipes, {len(WRONG_FLAGS)} wrong options")
-    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (30, 18)
+    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (30, 32)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES)
@@ -273,14 +273,28 @@ WRONG_FLAGS = {
     "--seed=3": "there is no option --seed. Did you mean --seed_everything?",
     "--nonsense": "there is no option --nonsense. `polyfm fit --help-all` shows all",
     "stray": "unrecognized arguments: stray. `polyfm fit --help` shows the options",
-    "--trainer.max_epochs=many": "--trainer.max_epochs: expected int, not 'many'",
-    "--model.optimizer.lr=fast": "--model.optimizer.lr: expected float, not 'fast'",
-    "--data.batch_size=few": "--data.batch_size: expected int, not 'few'",
+    "--trainer.max_epochs=many": "--trainer.max_epochs: expected a whole number, not 'many'",
+    "--model.optimizer.lr=fast": "--model.optimizer.lr: expected a number, not 'fast'",
+    "--data.batch_size=few": "--data.batch_size: expected a whole number, not 'few'",
     "--ckpt_path=x": "--ckpt_path is not an option. Use --out DIR, or polyfm fit --resume RUN",
     "--trainer.default_root_dir=x": "--trainer.default_root_dir is not an option",
     "--trainer.weights_only=false": "--trainer.weights_only is not an option",
     "--data.targets": "--data.targets needs a value. `polyfm fit --help` shows how",
-    "--data.fractions=0.8,0.1,0.1": "--data.fractions: expected tuple, not '0.8,0.1,0.1'. Write --data.fractions [0.8,0.1,0.1]",
+    "--data.fractions=0.8,0.1,0.1": "--data.fractions: expected a list of 3 numbers, not '0.8,0.1,0.1'. Write --data.fractions [0.8,0.1,0.1]",
+    "--data.fractions=[0.5,0.5]": "--data.fractions: expected a list of 3 numbers, not [0.5, 0.5]",
+    "--data.tokenizer=BPETokenizer": "there is no SmilesTokenizer named 'BPETokenizer'. Did you mean 'BpeTokenizer'?",
+    "--data.tokenizer.vocabulary=30": "--data.tokenizer.vocabulary: expected at least",
+    "--model.optimizer=SGD": "--model.optimizer: there is no AdamW named 'SGD'. Known: AdamW",
+    "--trainer.precision=foo": "--trainer.precision: expected one of 64, 32, 16 or one of transformer-engine",
+    "--model.optimizer.lr=-1": "--model.optimizer.lr: expected more than 0, not -1",
+    "--model.dropout=2": "--model.dropout: expected a share from 0 to less than 1, not 2",
+    "--model.hidden=-5": "--model.hidden: expected at least 1, or 0 for a linear head, not -5",
+    "--model.train_blocks=99": "--model.train_blocks: expected -1, or 0 to 1 blocks, not 99",
+    "--data.batch_size=0": "--data.batch_size: expected at least 1, not 0",
+    "--data.max_tokens=1": "--data.max_tokens: expected at least 3",
+    "--data.token_budget=-1": "--data.token_budget: expected at least 1, or 0 for none, not -1",
+    "--data.fields=gon": "--data.fields: expected one of gin, full, not 'gon'",
+    "--patience.patience=-1": "--patience.patience: expected at least 1, or 0 for never, not -1",
 }
 
 
@@ -400,7 +414,17 @@ def test_options_after_one_that_chooses_a_part(build: Build) -> None:
 
 def test_of_several_options_the_wrong_one_is_told(build: Build) -> None:
     words = ("--data.batch_size", "4", "--data.fractions", "half", "--data.num_workers", "0")
-    with pytest.raises(
-        UsageError, match=r"^--data.fractions: expected tuple, not 'half'\. Write --data.fractions \[half\]"
-    ):
+    with pytest.raises(UsageError, match=r"^--data.fractions: expected a list of 3 numbers, not 'half'"):
         build(*words)
+
+
+def test_a_value_of_a_file_is_refused_at_its_line(build: Build) -> None:
+    with pytest.raises(RecipeError, match=r"tiny.yaml:8: data.batch_size: expected at least 1, not 0"):
+        build(change=("batch_size: 8", "batch_size: 0"))
+
+
+def test_a_callback_of_lightning_alone_or_in_a_list(build: Build, tmp_path: Path) -> None:
+    for flag in ("--trainer.callbacks=Timer", "--trainer.callbacks=[{class_path: Timer}]"):
+        cli = build(flag)
+        assert "Timer" in yaml.safe_dump(cli.resolved())
+        assert type(cli.make_trainer(tmp_path, []).callbacks[0]).__name__ == "Timer"

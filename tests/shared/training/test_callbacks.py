@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 
+from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.masked import MaskedTokens
 from polyfm.shared.training import callbacks
 from polyfm.shared.training.callbacks import Bar, Checkpoint, Patience, Throughput
@@ -120,8 +122,27 @@ def test_best_is_found_among_the_batches_of_a_step_but_last_is_between_steps(
     assert fit([1.0, 2.0], Checkpoint(), **settings) == {"best": 0, "last": pytest.approx(4 / 3)}
 
 
-def test_without_the_watched_value_there_is_only_last(fit: Callable[..., dict[str, float]]) -> None:
+def test_where_the_score_is_undefined_there_is_only_last(
+    fit: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scores, "target", "of one class", raising=False)
     assert fit([1.0, 2.0], Checkpoint(monitor="valid/score")) == {"last": 8}
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda: Checkpoint(monitor="valid/los"), "checkpoint.monitor: there is no metric 'valid/los'. Did you mean"),
+        (lambda: Patience(3, monitor="accuracy"), "patience.monitor: there is no metric 'accuracy'. Known: valid/loss"),
+    ],
+)
+def test_what_validation_does_not_measure_cannot_be_watched(
+    fit: Callable[..., dict[str, float]], part: Callable[[], Any], message: str
+) -> None:
+    made = part()
+    checkpoint, more = (made, ()) if isinstance(made, Checkpoint) else (Checkpoint(), (made,))
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        fit([1.0, 2.0], checkpoint, *more)
 
 
 def test_last_is_also_written_every_so_many_steps(

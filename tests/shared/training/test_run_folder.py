@@ -55,7 +55,7 @@ def test_what_is_no_run_cannot_be_opened(tmp_path: Path, name: str) -> None:
 def test_best_is_the_best_else_the_last_and_last_the_last(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     run.checkpoints.mkdir()
-    with pytest.raises(UsageError, match="this run has no checkpoint yet. Continue it: polyfm fit --resume"):
+    with pytest.raises(UsageError, match="stopped before its first checkpoint. Start it again: "):
         _ = run.best
     (run.checkpoints / "last.ckpt").touch()
     assert run.best.name == run.last.name == "last.ckpt"
@@ -97,6 +97,9 @@ def test_data_environment_and_command(tmp_path: Path, toy: Any, monkeypatch: pyt
     assert (run.path / "quarantine.csv").read_text().startswith("source,row,kind,detail,item")
     content = json.loads((run.path / "environment.json").read_text())
     assert content["command"] == ["polyfm", "fit", "molecules/spmm"]
+    monkeypatch.setattr(sys, "argv", ["polyfm", "fit", "--resume", str(run.path)])
+    run.write_data(data)
+    assert run.environment()["command"] == content["command"]  # what started it, not what went on
     assert {"polyfm", "torch", "lightning", "numpy"} <= set(content["versions"])
     (found,) = content["data"]["sources"]
     assert (found["name"], found["num_bytes"]) == ("source.csv", 4)

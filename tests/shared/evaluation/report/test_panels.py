@@ -15,6 +15,7 @@ from polyfm.shared.evaluation.report.panels import (
     confusion_panel,
     curves_panel,
     data_panel,
+    labels_panel,
     map_panel,
     measured_panel,
     recipe_panel,
@@ -129,6 +130,22 @@ class TestTargets:
         assert panel.title == title
         assert has_picture(panel)
         assert target_panels(target, predictions, values * NAN) == []
+
+    def test_of_several_labels_all_are_in_the_table_and_the_first_are_drawn(self) -> None:
+        names = [f"label {i}" for i in range(6)]
+        target = Regression(names, mean=[0.0] * 6, scale=[1.0] * 6)
+        values = np.arange(18.0).reshape(3, 6)
+        values[:, 1], values[0, 2] = NAN, NAN
+        panels = target_panels(target, values + 1, values)
+        assert [panel.title.rpartition(": ")[2] for panel in panels] == ["label 0", "label 2", "label 3", "label 4"]
+        metrics = {"test/label 0/rmse": 1.0, "baseline/b/label 0/rmse": 3.0, "baseline/c/label 0/rmse": 2.0}
+        body = labels_panel(metrics, target, values).body
+        assert (
+            '<td>label 0</td><td class="number">3</td><td class="number">1</td><td class="number">2</td><td>c</td>'
+            in body
+        )
+        assert '<td>label 1</td><td class="number">0</td>' in body
+        assert '<td>label 2</td><td class="number">2</td>' in body
 
     def test_names_from_data_are_safe(self) -> None:
         name = r"<script>x</script> ($\frac"

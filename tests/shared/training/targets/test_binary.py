@@ -96,6 +96,11 @@ class TestBinary:
         assert target.threshold == [0.6]
         assert target.metrics(predictions, values)["f1"] == pytest.approx(6 / 7)
 
+    def test_what_is_said_at_the_thresholds(self) -> None:
+        target = Binary(["a", "b"], [1.0, 1.0], [0.3, 0.9])
+        said = target.answers(np.array([[0.3, 0.89], [0.29, 0.9]]))
+        assert {name: column.tolist() for name, column in said.items()} == {"a_class": [1, 0], "b_class": [0, 1]}
+
     def test_threshold_stays_where_validation_has_one_class(self) -> None:
         target = Binary.fit(["a"], column(1, 0))
         target.choose(column(0.9, 0.1), column(1, NAN))

@@ -48,6 +48,10 @@ class TestMultiClass:
             float(tm.recall(p, y, average="macro", **settings)), abs=1e-6
         )
 
+    def test_what_is_said_is_the_most_probable_class(self) -> None:
+        target = MultiClass(["kind"], ["salt", "acid"], [1.0, 1.0])
+        assert target.answers(np.array([[0.4, 0.6], [0.7, 0.3]]))["kind_class"].tolist() == ["acid", "salt"]
+
     def test_without_labels_there_are_no_metrics(self) -> None:
         assert MultiClass.fit(["a"], column(0, 1)).metrics(np.eye(2), column(NAN, NAN)) == {}
 

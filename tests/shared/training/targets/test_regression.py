@@ -54,8 +54,10 @@ class TestRegression:
         normal = (torch.tensor([[5.0, 30.0]]) - torch.tensor(target.mean)) / torch.tensor(target.scale)
         torch.testing.assert_close(target.decode(normal), torch.tensor([[5.0, 30.0]]))
 
-    def test_a_constant_label_has_scale_one(self) -> None:
-        assert Regression.fit(["a"], column(2, 2)).scale == [1.0]
+    def test_of_several_labels_one_may_be_constant_and_has_scale_one(self) -> None:
+        assert Regression.fit(["a", "b"], np.array([[2.0, 1.0], [2.0, 3.0]])).scale == [1.0, 1.0]
+        with pytest.raises(DataError, match="column 'a' has the same value 2 in all training rows"):
+            Regression.fit(["a"], column(2, 2))
 
     def test_metrics_against_scikit_learn_scipy_and_torchmetrics(self) -> None:
         rng = np.random.default_rng(0)
