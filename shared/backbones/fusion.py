@@ -211,12 +211,28 @@ class LateFusion(nn.Module):
     """Pooled vectors of several modalities as one per item; a missing one contributes nothing.
 
     Args:
-        combine: ``mean`` over the modalities that an item has, ``sum``, or ``concat`` (zeros where one is missing).
+        combine: ``concat`` (zeros where one is missing), ``mean`` over the modalities that an item has, or ``sum``.
     """
 
-    def __init__(self, combine: Literal["mean", "sum", "concat"] = "mean") -> None:
+    def __init__(self, combine: Literal["concat", "mean", "sum"] = "concat") -> None:
         super().__init__()
         self.combine = combine
+
+    def width(self, widths: Sequence[int]) -> int:
+        """Of what comes out.
+
+        Args:
+            widths: Of the modalities' pooled vectors.
+        """
+        if self.combine == "concat":
+            return sum(widths)
+        if len(set(widths)) > 1:
+            raise RecipeError(
+                f"the {self.combine} of vectors of different widths ({', '.join(map(str, widths))})",
+                where="model.fusion",
+                remedy="Use combine: concat, or encoders of one width",
+            )
+        return widths[0]
 
     def forward(self, features: Mapping[str, Features], size: int) -> Tensor:
         """Combine.

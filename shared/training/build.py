@@ -166,9 +166,9 @@ class RecipeParser(LightningCLI):
             try:
                 schema.check(judged)
             except Misfit as misfit:
-                is_list = "," in text and "expected a list" in misfit.message
-                hint = f"Write --{option} [{text}]" if is_list and text[0] not in "[(" else misfit.remedy
-                raise UsageError(f"--{option}: {misfit.message}", remedy=hint) from None
+                is_bare = "," in text and text[0] not in "[(" and "expected a list" in misfit.message
+                remedy = f"Write --{option} [{text}]" if is_bare else misfit.remedy
+                raise UsageError(f"--{option}: {misfit.message}", remedy=remedy) from None
         return whole
 
     def _where(self, keys: tuple[str, ...]) -> str:

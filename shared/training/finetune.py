@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
+from polyfm.shared.backbones.fusion import LateFusion
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.objectives.gather import Ranks
@@ -24,8 +26,9 @@ class FinetuneTask(L.LightningModule):
     """Supervised training. The head is made when the labels are known, from the training part only.
 
     Args:
-        encoders: By modality; pooled vectors stand side by side, zeros where an item lacks a modality.
+        encoders: By modality.
         kind: regression, binary, multiclass, or auto (from the labels).
+        fusion: Of the modalities' pooled vectors; by default they stand side by side, zeros where an item lacks one.
         hidden: Inner width of the head; 0 for a linear head.
         dropout: In the head.
         train_blocks: Blocks of each encoder that are trained, from the top: -1 all and the embedder (full), 0 none
@@ -43,6 +46,7 @@ class FinetuneTask(L.LightningModule):
         self,
         encoders: dict[str, Encoder],
         kind: Literal["auto", "regression", "binary", "multiclass"] = "auto",
+        fusion: Callable[[], LateFusion] = LateFusion,
         hidden: int = 0,
         dropout: float = 0.1,
         train_blocks: int = -1,
@@ -58,6 +62,8 @@ class FinetuneTask(L.LightningModule):
         require(-1 <= train_blocks <= depth, "model.train_blocks", f"-1, or 0 to {depth} blocks", train_blocks)
         self.model = MultimodalModel(encoders)
         self.kind, self.hidden, self.dropout, self.optimizer = kind, hidden, dropout, optimizer
+        self.fusion = fusion()
+        self.width = self.fusion.width([encoder.width for encoder in encoders.values()])
         self.train_blocks, self.stages = train_blocks, stages
         self.head: nn.Module = nn.Identity()
         self.target: Target | None = None
@@ -81,25 +87,21 @@ class FinetuneTask(L.LightningModule):
         Args:
             target: What is predicted.
         """
-        width = sum(encoder.width for encoder in self.model.encoders.values())  # type: ignore[misc]
         self.target = target
         layers: list[nn.Module] = [nn.Dropout(self.dropout)]
         if self.hidden:
-            layers += [nn.Linear(width, self.hidden), nn.GELU(), nn.Dropout(self.dropout)]
-        self.head = nn.Sequential(*layers, nn.Linear(self.hidden or width, target.outputs)).to(self.device)
+            layers += [nn.Linear(self.width, self.hidden), nn.GELU(), nn.Dropout(self.dropout)]
+        self.head = nn.Sequential(*layers, nn.Linear(self.hidden or self.width, target.outputs)).to(self.device)
 
     def embed(self, batch: Batch) -> Tensor:
-        """(B, D) pooled vectors of all modalities side by side.
+        """(B, D) pooled vectors of all modalities, fused.
 
         Args:
             batch: The items.
         """
-        parts = []
-        for name, encoder in self.model.encoders.items():
-            features = encoder(batch[name])
-            whole = features.pooled.new_zeros(len(batch), features.pooled.shape[-1])
-            parts.append(whole.index_copy(0, features.rows, features.pooled))
-        return torch.cat(parts, dim=-1)
+        features = {name: encoder(batch[name]) for name, encoder in self.model.encoders.items()}
+        fused: Tensor = self.fusion(features, len(batch))
+        return fused
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, outputs) of the head, before decoding.

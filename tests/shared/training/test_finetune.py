@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from polyfm.shared.backbones.fusion import LateFusion
 from polyfm.shared.errors import DataError, RecipeError
 from polyfm.shared.training.callbacks import Checkpoint, Patience
 from polyfm.shared.training.checkpoint import read_checkpoint
@@ -99,7 +101,7 @@ def test_the_target_is_asked_for_before_there_is_one(encoders: Encoders, toy: An
 
 
 def test_data_without_labels_say_which_option_names_them(encoders: Encoders, toy: Any, trainer: Trainer) -> None:
-    with pytest.raises(DataError, match=r"no label column is given. Name one: --data.targets \[COLUMN\]"):
+    with pytest.raises(DataError, match=r"no label column is given. Name one: --data.targets COLUMN"):
         trainer(max_steps=1).fit(FinetuneTask(encoders()), datamodule=toy())
 
 
@@ -140,10 +142,26 @@ def test_a_missing_modality_is_zeros_beside_the_other(encoders: Encoders, toy: A
     task = FinetuneTask(encoders()).eval()
     vectors = task.embed(data.collate([0, 1, 2]))
     assert vectors.shape == (3, 2 * WIDTH)
-    assert vectors[1, :WIDTH].count_nonzero() == vectors[2, WIDTH:].count_nonzero() == 0
+    assert vectors[1, WIDTH:].count_nonzero() == vectors[2, :WIDTH].count_nonzero() == 0  # table, then text
     assert (vectors[0] != 0).any()
-    assert (vectors[1, WIDTH:] != 0).any()
-    assert (vectors[2, :WIDTH] != 0).any()
+    assert (vectors[1, :WIDTH] != 0).any()
+    assert (vectors[2, WIDTH:] != 0).any()
+
+
+def test_vectors_of_several_modalities_may_be_averaged(encoders: Encoders, toy: Any, trainer: Trainer) -> None:
+    data = toy(targets=["sum"], lacking={"text": (1,), "table": (2,)})
+    beside, mean = (FinetuneTask(encoders(), fusion=partial(LateFusion, how)) for how in ("concat", "mean"))
+    mean.load_state_dict(beside.state_dict())
+    data.setup()
+    batch = data.collate([0, 1, 2])
+    with torch.inference_mode():
+        apart, together = beside.eval().embed(batch), mean.eval().embed(batch)
+    halves = apart.unflatten(1, (2, WIDTH)).sum(1) / torch.tensor([2.0, 1.0, 1.0])[:, None]
+    torch.testing.assert_close(together, halves)
+    trainer(max_steps=1).fit(mean, datamodule=data)
+    assert mean.head[-1].in_features == WIDTH
+    with pytest.raises(RecipeError, match=r"model.fusion: the mean of vectors of different widths \(8, 16\)"):
+        LateFusion("mean").width([8, 16])
 
 
 def test_a_batch_without_one_modality_trains_with_exact_zeros(encoders: Encoders, toy: Any, trainer: Trainer) -> None:
