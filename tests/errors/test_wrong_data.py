@@ -26,7 +26,7 @@ GOOD = table(range(ROWS))
 Y = ("--data.targets", "y")
 PARTS = "\n".join(["smiles,y,part", *(f"{'C' * (i + 1)},{i},{{}}" for i in range(ROWS)), ""])
 
-USAGE, DATA, RECIPE = 2, 3, 4
+USAGE, DATA = 2, 3
 # What is wrong: name of the file, its bytes (None: a folder, "": nothing there), options, exit code, problem, remedy.
 WRONG_DATA: dict[str, tuple[str, bytes | str | None, Sequence[str], int, str, str]] = {
     "no file": ("a.csv", "", Y, DATA, "there is no such file", "Check the path"),
@@ -75,7 +75,7 @@ WRONG_DATA: dict[str, tuple[str, bytes | str | None, Sequence[str], int, str, st
     "no label named": ("a.csv", GOOD, (), DATA, "no label column is given", "Name one: --data.targets COLUMN"),
     "option misspelt": ("a.csv", GOOD, ("--data.target", "y"), USAGE, "there is no option --data.target", "Did you mean --data.targets?"),
     "option without value": ("a.csv", GOOD, ("--data.targets",), USAGE, "--data.targets needs a value", "`polyfm fit --help` shows how"),
-    "no such modality": ("a.csv", GOOD, (*Y, "--data.modalities", "smile"), RECIPE, "molecules have no modality 'smile'", "Choose from: smiles"),
+    "no such modality": ("a.csv", GOOD, (*Y, "--data.modalities", "smile"), USAGE, "molecules have no modality 'smile'", "Choose from: smiles"),
 }  # fmt: skip
 
 

@@ -76,10 +76,18 @@ def test_baselines_stand_beside_the_mean_and_are_measured_once(ensemble: Path) -
 
 def test_the_report_is_of_the_mean_and_shows_the_spread(ensemble: Path) -> None:
     page = (ensemble / "report.html").read_text(encoding="utf-8")
-    shown = ("Test metrics beside baselines", "Predicted against measured", "Members and their spread", "Data")
+    shown = (
+        "Test metrics beside baselines",
+        "Each label",
+        "Predicted against measured: active",
+        "Members and their spread",
+        "Data",
+    )
     for title in (*shown, "Recipe of member_0"):
         assert f"<h2>{title}</h2>" in page
-    assert {"splits.csv", "quarantine.csv", "environment.json"} <= {path.name for path in ensemble.iterdir()}
+    assert {"splits.csv", "quarantine.csv", "environment.json", "ensemble.json"} <= {
+        path.name for path in ensemble.iterdir()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +96,16 @@ def untested(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("untested") / "two"
     fit(runs, out, "--data.targets=[active]", "--data.split=random", "--data.fractions=[0.7,0.3,0.0]")
     return out
+
+
+def test_classes_are_said_at_the_thresholds_of_the_mean(
+    polyfm: Polyfm, untested: Path, runs: Any, tmp_path: Path
+) -> None:
+    assert polyfm("predict", untested, runs.data, "--out", tmp_path / "p.csv").code == 0
+    found = pd.read_csv(tmp_path / "p.csv")
+    (threshold,) = json.loads((untested / "target.json").read_text())["threshold"]
+    assert found.columns.tolist() == ["id", "active", "active_sd", "active_class"]
+    assert found["active_class"].tolist() == (found["active"] >= threshold).astype(int).tolist()
 
 
 def test_thresholds_are_chosen_on_the_mean_of_validation(untested: Path) -> None:

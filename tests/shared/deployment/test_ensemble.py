@@ -21,7 +21,8 @@ class Model:
         self.value, self.data = value, SimpleNamespace(summary=lambda: [f"note of {value}"])
 
     def predict(self, items: Any) -> Any:
-        return SimpleNamespace(ids=[str(i) for i in items], names=["y"], values=np.full((len(items), 1), self.value))
+        values = np.full((len(items), 1), self.value)
+        return SimpleNamespace(ids=[str(i) for i in items], names=["y"], values=values, answers={})
 
 
 @pytest.fixture

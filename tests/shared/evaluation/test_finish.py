@@ -71,7 +71,10 @@ def test_the_model_and_its_baselines_are_measured_on_the_same_rows(fitted: Any) 
     assert metrics["baseline/mean/rmse"] == pytest.approx(values.std(0).mean())
     assert metrics["test/rows"] == 4
     assert metrics["test/nrmse_low"] <= metrics["test/nrmse"] <= metrics["test/nrmse_high"]
-    assert [panel.title for panel in panels] == ["Test metrics beside baselines", "Predicted against measured"]
+    assert [panel.title for panel in panels] == [
+        *("Test metrics beside baselines", "Each label"),
+        *("Predicted against measured: sum", "Predicted against measured: yes"),
+    ]
 
 
 def test_baselines_may_be_left_out(fitted: Any) -> None:
