@@ -105,7 +105,9 @@ def test_classes_are_said_at_the_thresholds_of_the_mean(
     found = pd.read_csv(tmp_path / "p.csv")
     (threshold,) = json.loads((untested / "target.json").read_text())["threshold"]
     assert found.columns.tolist() == ["id", "active", "active_sd", "active_class"]
-    assert found["active_class"].tolist() == (found["active"] >= threshold).astype(int).tolist()
+    apart = found[(found["active"] - threshold).abs() > 1e-6]  # a table has fewer digits
+    assert apart["active_class"].tolist() == (apart["active"] >= threshold).astype(int).tolist()
+    assert len(apart) >= 70
 
 
 def test_thresholds_are_chosen_on_the_mean_of_validation(untested: Path) -> None:
