@@ -201,6 +201,8 @@ class MoleculeDataModule(DataModule):
                 long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
                 self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
         else:
+            if hasattr(items, "columns"):
+                raise DataError("this is a whole table", remedy="Give its column of SMILES, such as table['smiles']")
             if not isinstance(items, Iterable):
                 raise DataError(f"{items!r} is no list of SMILES", remedy="Give a path, or SMILES strings in a list")
             items = list(items)  # a column of a table and an array are as good as a list
@@ -292,6 +294,10 @@ class MoleculeDataModule(DataModule):
         """See `DataModule.target_values`."""
         values: np.ndarray = self.table.targets[indices]
         return values
+
+    def class_names(self) -> list[str]:
+        """See `DataModule.class_names`."""
+        return self.table.classes
 
     def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""

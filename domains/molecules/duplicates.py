@@ -1,8 +1,8 @@
 """Rows of one molecule: find them, and make one label of several measurements.
 
 Left apart, duplicates leak from training into test and count twice. A merged label is the mean over the rows that give
-it, as is usual for repeated measurements; where a task holds only 0 and 1 and the rows disagree it is unknown, since
-there is no half-active molecule to learn from.
+it, as is usual for repeated measurements; where a task holds only 0 and 1, or classes, and the rows disagree it is
+unknown, since there is no half-active molecule to learn from.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def first_rows(smiles: Sequence[str]) -> NDArray[np.int64]:
     return np.array([seen.setdefault(text, index) for index, text in enumerate(smiles)], dtype=np.int64)
 
 
-def merge_labels(targets: NDArray[np.float64], first: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[Conflict]]:
+def merge_labels(
+    targets: NDArray[np.float64], first: NDArray[np.int64], *, discrete: bool = False
+) -> tuple[NDArray[np.float64], list[Conflict]]:
     """Give every molecule's first row the labels of all its rows.
 
     Args:
         targets: (n, tasks), NaN where missing.
         first: (n,) from `first_rows`.
+        discrete: Whether the targets are indices of classes: what rows disagree on is then unknown.
 
     Returns:
         (n, tasks) labels, right in first rows and as they were in others; and what was contradictory.
@@ -52,19 +55,19 @@ def merge_labels(targets: NDArray[np.float64], first: NDArray[np.int64]) -> tupl
     members: dict[int, list[int]] = defaultdict(list)
     for index, representative in enumerate(first.tolist()):
         members[representative].append(index)
-    binary = [set(np.unique(column[~np.isnan(column)])) <= {0.0, 1.0} for column in targets.T]
+    apart = [discrete or set(np.unique(column[~np.isnan(column)])) <= {0.0, 1.0} for column in targets.T]
     merged, conflicts = targets.copy(), []
     for representative, rows in members.items():
         if len(rows) == 1:
             continue
-        for task, is_binary in enumerate(binary):
+        for task, has_no_mean in enumerate(apart):
             values = targets[rows, task]
             values = values[~np.isnan(values)]
             if not len(values):
                 continue
             label = float(values[0])
             if (values != label).any():
-                label = math.nan if is_binary else float(values.mean())
+                label = math.nan if has_no_mean else float(values.mean())
                 conflicts.append(Conflict(representative, task, tuple(values.tolist()), label))
             merged[representative, task] = label
     return merged, conflicts

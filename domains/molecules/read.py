@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser, Refused, canonicalise
 from polyfm.domains.molecules.duplicates import first_rows, merge_labels
+from polyfm.domains.molecules.labels import parse_labels
 from polyfm.domains.molecules.structure_files import TITLE, Record, StructureFile, open_structures
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
 from polyfm.shared.data.tabular import Table
@@ -45,8 +46,6 @@ TEXT_COLUMNS = ("description", "caption")
 SPLIT_COLUMNS = ("split",)
 
 _GUESSED = {"id": ID_COLUMNS, "description": TEXT_COLUMNS, "split": SPLIT_COLUMNS}
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-_FLAGS = {"true": 1.0, "false": 0.0}
 _BLOCK_ROWS = 10_000
 
 
@@ -64,6 +63,8 @@ class MoleculeTable:
     """Columns that were asked for as targets."""
     targets: NDArray[np.float64]
     """(n, tasks) in the unit of the file, NaN where missing."""
+    classes: list[str]
+    """What the targets are indices of, where the only target column holds words; else empty."""
     text: list[str | None] | None
     """n descriptions, or None if the file has no such column."""
     split: list[str] | None
@@ -153,7 +154,7 @@ def read_molecules(
     Args:
         path: The file; see the module for formats.
         smiles: Column with the SMILES; guessed unless given.
-        targets: Columns with numbers, true/false, or nothing.
+        targets: Columns with numbers, true/false, or nothing; a single one may hold words (see `parse_labels`).
         id: Column with names; guessed unless given.
         split: Column that says train, valid or test; guessed unless given.
         description: Column with text; guessed unless given.
@@ -184,7 +185,7 @@ def read_molecules(
 
     numbers: list[int] = []
     molecules: list[Canonical] = []
-    labels: list[list[float]] = []
+    labels: dict[str, list[str]] = {name: [] for name in task_columns}
     texts: dict[str, list[str]] = {role: [] for role in columns}
     broken: list[Finding] = []
     canonicaliser = Canonicaliser(isomeric, largest_fragment, max_atoms, file.mol_blocks)
@@ -195,13 +196,15 @@ def read_molecules(
                 continue
             numbers.append(record.number)
             molecules.append(result)
-            labels.append([_number(record.cells[at], file, record, name) for name, at in task_columns.items()])
+            for name, at in task_columns.items():
+                labels[name].append(record.cells[at])
             for role, at in columns.items():
                 texts[role].append(record.cells[at].strip())
     quarantine = Quarantine(tuple(broken), len(molecules) + len(broken))
     quarantine.check(max_broken)
 
-    rows, matrix = np.array(numbers, dtype=np.int64), np.array(labels, dtype=np.float64).reshape(len(labels), -1)
+    rows = np.array(numbers, dtype=np.int64)
+    matrix, classes = parse_labels(labels, numbers, file.table.path)
     notices = _Notices(file.table.path.name, rows, molecules)
     if "id" in guesses and not _all_differ(texts["id"]):
         del guesses["id"], texts["id"]
@@ -212,10 +215,10 @@ def read_molecules(
     notices.doubled(first)
     keep = np.arange(len(first))
     if duplicates == "merge":
-        matrix, conflicts = merge_labels(matrix, first)
+        matrix, conflicts = merge_labels(matrix, first, discrete=bool(classes))
         for conflict in conflicts:
             made = "unknown" if math.isnan(conflict.merged) else f"{conflict.merged:.6g}"
-            said = ", ".join(f"{value:g}" for value in conflict.values)
+            said = ", ".join(classes[int(value)] if classes else f"{value:g}" for value in conflict.values)
             task = list(task_columns)[conflict.task]
             notices.add(conflict.first, "conflicting labels", f"{task}: {said} become {made}")
         keep = np.flatnonzero(first == keep)
@@ -225,6 +228,7 @@ def read_molecules(
         rows=rows[keep],
         target_names=tuple(task_columns),
         targets=matrix[keep],
+        classes=classes,
         text=[texts["description"][index] or None for index in keep] if "description" in texts else None,
         split=[texts["split"][index] for index in keep] if "split" in texts else None,
         guesses=guesses,
@@ -262,23 +266,6 @@ def _canonical_blocks(
 def _broken(file: StructureFile, record: Record, reason: Refused) -> Finding:
     item = record.structure.partition("\n")[0] if file.mol_blocks else record.structure
     return Finding(file.table.path.name, record.number, item, reason.kind, reason.detail)
-
-
-def _number(cell: str, file: StructureFile, record: Record, column: str) -> float:
-    text = cell.strip().lower()
-    if text in _MISSING:
-        return math.nan
-    try:
-        value = _FLAGS[text] if text in _FLAGS else float(text)
-    except ValueError:
-        value = math.inf
-    if math.isinf(value):
-        raise DataError(
-            f"row {record.number}, column {column!r} holds {cell!r}; expected a number, true, false, or nothing",
-            where=file.table.path,
-            remedy="Correct the cell, or leave it empty where the value is unknown",
-        )
-    return value
 
 
 def _stem(path: Path) -> str:

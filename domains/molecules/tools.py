@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
 
@@ -41,7 +40,7 @@ def generate(words: Sequence[str]) -> None:
         parser.error(f"--data.{next(iter(reading))} is about the file of --like, which is not given")
     if ours.beams < 1:
         parser.error("--beams must be at least 1")
-    out = _parent(ours.out)
+    out = result_file(ours.out, ours.like, (".csv",), "molecules.csv")
     model = load(ours.run)
     data = _molecules(model)
     if ours.like:
@@ -78,7 +77,7 @@ def properties(words: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, help="result: .csv")
     ours, given = parser.parse_reading(words)
     reading = reading_options(given, MoleculeDataModule)
-    out = _parent(ours.out)
+    out = result_file(ours.out, ours.input, (".csv",), "properties.csv")
     model = load(ours.run)
     data = _molecules(model)
     table = data.read_new(ours.input, **reading)
@@ -127,14 +126,6 @@ def _molecules(model: LoadedModel) -> MoleculeDataModule:
     if not isinstance(model.data, MoleculeDataModule) or "properties" not in model.data.modalities:
         raise UsageError("this run knows no properties", where=model.folder.path, remedy="Use a run of molecules/spmm")
     return model.data
-
-
-def _parent(out: str) -> Path:
-    path = Path(out)
-    if path.suffix != ".csv":
-        raise UsageError("the result is a .csv file", where=path, remedy="For example --out molecules.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 TOOLS: dict[str, Callable[[Sequence[str]], None]] = {"generate": generate, "properties": properties}

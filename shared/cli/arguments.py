@@ -109,6 +109,26 @@ def reading_options(given: dict[str, str], data: type[DataModule]) -> dict[str, 
     return {name: text if hints[name] is str else yaml.safe_load(text) for name, text in given.items()}
 
 
+def result_file(out: str, source: str, suffixes: tuple[str, ...], example: str) -> Path:
+    """The file that a result goes to; its folder is made.
+
+    Args:
+        out: As the user wrote it.
+        source: The file that is read, which is not overwritten.
+        suffixes: That the result may have.
+        example: A name of such a file.
+    """
+    path = Path(out)
+    if path.suffix not in suffixes:
+        raise UsageError(
+            f"the result is a {' or '.join(suffixes)} file", where=path, remedy=f"For example --out {example}"
+        )
+    if source and path.exists() and Path(source).exists() and path.samefile(source):
+        raise UsageError("this is the file that is read", where=path, remedy="Give --out another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def tell_reading(data: DataModule, out: Path) -> None:
     """What was read of a file of new items, and a list of what was left out beside the result.
 
@@ -118,8 +138,9 @@ def tell_reading(data: DataModule, out: Path) -> None:
     """
     for line in data.summary():
         print(line)
+    left_out = out.with_suffix(".quarantine.csv")
+    left_out.unlink(missing_ok=True)  # of an earlier result of this name
     if len(data.quarantine):
-        left_out = out.with_suffix(".quarantine.csv")
         data.quarantine.to_csv(left_out)
         print(f"rows left out, with reasons: {left_out}")
 

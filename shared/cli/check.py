@@ -65,6 +65,7 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
     from polyfm.shared.cli.fit import start_from
     from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
+    from polyfm.shared.training.targets.kinds import announced
 
     quiet_libraries()
     tree = start_from(init_from, recipe.sized(size)) if init_from else recipe.sized(size)
@@ -87,21 +88,22 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
             f"{field} {tuple(value.shape)}" for field, value in vars(rows).items() if isinstance(value, torch.Tensor)
         )
         lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
-    lines += label_lines(data, train)
-    step = min(data.batch_size, len(train))
     make_head(task, data, train)
+    if getattr(task, "target", None) is not None:
+        lines += [f"  {announced(task.target, task.kind)}", *label_lines(task.target, data, train)]
+    step = min(data.batch_size, len(train))
     parameters = num_trained(task)
     per_step = 16 * parameters  # weights, gradients and two moments in fp32
     steps = max(data.num_rows() * 8 // 10 // step, 1)
     if size == "paper":
         lines.append(f"  parameters: {parameters / 1e6:.1f} million (built on the meta device, nothing was allocated)")
         if "small" not in recipe.sizes:
-            return [*lines, f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, activations on top"]
+            return [*lines, f"  memory: {memory(per_step)} for weights and optimiser, activations on top"]
         flops, activations = scaled(task, recipe, flags, step)
         speed, where = matmul_speed()
         lines.append(
-            f"  memory: {per_step / 2**30:.1f} GiB for weights and optimiser, about {activations / 2**30:.1f} GiB of "
-            "activations (fp32, without recompute)"
+            f"  memory: {memory(per_step)} for weights and optimiser, about {memory(activations)} of activations "
+            "(fp32, without recompute)"
         )
         lines.append(f"  work: about {flops / 1e12:.2f} TFLOP a step of {step} samples, {steps:,} steps an epoch")
         lines.append(f"  time: at least {duration(steps * flops / speed)} an epoch {where}")
@@ -112,7 +114,7 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
     epochs = cli.config["trainer"].get("max_epochs") or 1
     lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")
-    lines.append(f"  memory: about {(per_step + activations) / 2**20:.0f} MiB for the model and one step")
+    lines.append(f"  memory: about {memory(per_step + activations)} for the model and one step")
     lines.append(f"  time: about {duration(steps * seconds)} an epoch, at most {epochs} epochs (--trainer.max_epochs)")
     return lines
 
@@ -206,26 +208,39 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.2g} s"
 
 
-def label_lines(data: Any, train: Any) -> list[str]:
+def memory(size: float) -> str:
+    """In GiB, or in MiB where that is little.
+
+    Args:
+        size: Bytes.
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def label_lines(target: Any, data: Any, train: Any) -> list[str]:
     """Balance or range of each label.
 
     Args:
+        target: What is predicted.
         data: Set up.
         train: Indices of training samples.
     """
     import numpy as np
 
+    from polyfm.shared.training.targets.binary import Binary
+    from polyfm.shared.training.targets.multi_class import MultiClass
+
     lines = []
     values = data.target_values(train)
     for name, column in zip(data.target_names(), values.T, strict=True):
         given = column[~np.isnan(column)]
-        if data.class_names():
-            counts = np.bincount(given.astype(int), minlength=len(data.class_names()))
-            balance = ", ".join(f"{label} {count}" for label, count in zip(data.class_names(), counts, strict=True))
-        elif np.isin(given, (0, 1)).all():
+        if isinstance(target, MultiClass):
+            counts = np.bincount(given.astype(int), minlength=len(target.classes))
+            balance = ", ".join(f"{label} {count}" for label, count in zip(target.classes, counts, strict=True))
+        elif isinstance(target, Binary):
             balance = f"{int((given == 1).sum())} positive, {int((given == 0).sum())} negative"
         else:
             balance = f"{given.min():.4g} to {given.max():.4g}, mean {given.mean():.4g}, sd {given.std():.4g}"

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
-from polyfm.shared.errors import UsageError
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
 
 
 def run(words: Sequence[str]) -> None:
@@ -23,9 +22,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--modality", default="", help="which encoder; the run's first by default")
     parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
     ours, given = parser.parse_reading(words)
-    out = Path(ours.out)
-    if out.suffix not in (".parquet", ".npz"):
-        raise UsageError("the result is a .parquet or .npz file", where=out, remedy="For example --out vectors.parquet")
+    out = result_file(ours.out, ours.input, (".parquet", ".npz"), "vectors.parquet")
 
     from polyfm.shared.deployment.inference import data_of, load
 
@@ -48,7 +45,6 @@ def save(out: Path, ids: list[str], vectors: Any) -> None:
     """
     import numpy as np
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez_compressed(out, id=np.array(ids, dtype=str), embedding=vectors)
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyfm.shared.cli.arguments import Arguments, choose_size
+from polyfm.shared.data.progress import spinner
 from polyfm.shared.errors import PolyfmError, UsageError
 from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
 from polyfm.shared.training.signals import NotFirst, Signals, Stopped, is_requeued, job
@@ -32,6 +33,7 @@ EPILOG = """options of the recipe (any key of its YAML):
   --trainer.max_epochs N      passes over the data       --trainer.max_time 00:00:30:00
   --trainer.precision bf16-mixed                         --trainer.accelerator cpu
   --model.optimizer.lr X      learning rate              --model.optimizer.layer_decay X
+  --model.kind KIND           regression, binary or multiclass, if the labels do not say it
   --model.train_blocks K      fine-tuning: -1 full, 0 frozen, k the last k blocks
   --checkpoint.every_n_steps N  write checkpoints/last.ckpt more often than after each pass
   --seed_everything N         one number decides the run
@@ -169,6 +171,9 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
             where=source.path,
             remedy="Start from a run that has one of the recipe's encoders",
         )
+    other = [name for name, encoder in common.items() if _extent(encoder) != _extent(tree["model"]["encoders"][name])]
+    if other:
+        print(f"of the size of {source.path}, whatever --size says: {', '.join(other)}")
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
     if theirs["data"]["class_path"] == tree["data"]["class_path"]:
         # Items as the encoders were trained with, and no position that never was.
@@ -176,6 +181,13 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
             if name in theirs["data"]["init_args"]:
                 started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
+
+
+def _extent(encoder: dict[str, Any]) -> tuple[Any, Any]:
+    """Width and depth that a recipe gives an encoder."""
+    arguments = encoder.get("init_args", encoder)
+    backbone = arguments.get("backbone")
+    return arguments.get("width"), backbone.get("init_args", {}).get("depth") if isinstance(backbone, dict) else None
 
 
 def train(
@@ -193,18 +205,22 @@ def train(
     Raises:
         NotFirst: In all but the first of several processes, when training ends.
     """
-    from polyfm.shared.training.build import RecipeParser, quiet_libraries
-    from polyfm.shared.training.run_folder import RunFolder
-    from polyfm.shared.training.targets.kinds import require_labels
+    with spinner("loading libraries"):
+        from polyfm.shared.training.build import RecipeParser, quiet_libraries
+        from polyfm.shared.training.run_folder import RunFolder
+        from polyfm.shared.training.targets.kinds import require_labels
 
     quiet_libraries()
     if is_requeued() and RunFolder(out).is_of_job(job()):
         return resume(out)  # a job that is queued again runs the same command again
     with _one_voice(), Signals() as signals:
-        cli = RecipeParser(recipe, tree, flags)
+        with spinner("building the model"):
+            cli = RecipeParser(recipe, tree, flags)
         if tree["task"] == "finetune":
             require_labels(cli.datamodule.target_names())  # before reading and splitting cost time
         folder = RunFolder.create(out)
+        if folder.strangers:
+            print(f"{out} holds other files, too, such as {folder.strangers[0]}: they stay as they are")
         with folder.locked():
             if init_from:
                 take_over(cli, init_from)
@@ -218,8 +234,9 @@ def resume(path: Path) -> Finished:
     Args:
         path: The run's folder.
     """
-    from polyfm.shared.training.build import RecipeParser, quiet_libraries
-    from polyfm.shared.training.run_folder import RunFolder
+    with spinner("loading libraries"):
+        from polyfm.shared.training.build import RecipeParser, quiet_libraries
+        from polyfm.shared.training.run_folder import RunFolder
 
     quiet_libraries()
     folder = RunFolder.open(path)
@@ -259,8 +276,16 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
     with fitting(best):
-        for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
-            cli.datamodule.load_state_dict(state)
+        state = content.get(type(cli.datamodule).__qualname__)
+        if state is not None:
+            try:
+                cli.datamodule.load_state_dict(state)
+            except (LookupError, TypeError, ValueError) as error:
+                raise UsageError(
+                    "what this run knows of its data (tokens, means) does not go into the parts of this recipe",
+                    where=source.path,
+                    remedy="Leave out options that choose other parts, such as --data.tokenizer",
+                ) from error
         for name, encoder in encoders.items():
             prefix = f"model.encoders.{name}."
             weights = {
@@ -276,7 +301,6 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from polyfm.shared.evaluation.finish import finish
     from polyfm.shared.training.callbacks import Bar, Throughput
     from polyfm.shared.training.checkpoint import RecipeInCheckpoint, fitting
     from polyfm.shared.training.seeding import StepSeed
@@ -307,12 +331,12 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
     if cli.config["trainer"].get("precision") is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         overrides["precision"] = "bf16-mixed"
     trainer = cli.make_trainer(folder.path, callbacks, **overrides)
+    whole = folder.path if cli.member < 0 else folder.path.parent
     try:
         with fitting(folder.checkpoints, trainer):
             trainer.fit(cli.model, datamodule=data, ckpt_path=folder.last if resume else None)
     except Stopped:
         if trainer.is_global_zero and folder.is_used:
-            whole = folder.path if cli.member < 0 else folder.path.parent
             print(f"\nStopped. Continue with: polyfm fit --resume {whole}", file=sys.stderr)
         raise
     except PolyfmError:
@@ -323,6 +347,17 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
     if not trainer.is_global_zero:
         raise NotFirst(0)
     cli.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
+    try:
+        return _conclude(cli, folder, throughput)
+    except Stopped:
+        print(f"\nStopped. Test and report with: polyfm fit --resume {whole}", file=sys.stderr)
+        raise
+
+
+def _conclude(cli: Any, folder: Any, throughput: Any) -> Finished:
+    """Test, report, and say what comes next."""
+    from polyfm.shared.evaluation.finish import finish
+
     speed = {"samples_per_second": throughput.samples_per_second, "waiting": throughput.waiting}
     folder.write_metrics({f"train/{name}": value for name, value in speed.items()})
     finished = finish(cli, folder)
@@ -342,10 +377,9 @@ def _announce(trainer: Any, task: Any) -> None:
     import torch
 
     from polyfm.shared.backbones.encoder import num_trained
-    from polyfm.shared.training.targets.kinds import kind_of
+    from polyfm.shared.training.targets.kinds import announced
 
     if trainer.is_global_zero:
         if (target := getattr(task, "target", None)) is not None:
-            guessed = "; judging by the labels, --model.kind says otherwise" if task.kind == "auto" else ""
-            print(f"to predict: {', '.join(target.names)} ({kind_of(target)}{guessed})")
+            print(announced(target, task.kind))
         print(f"{num_trained(task) / 1e6:,.2f} million parameters to train, {torch.get_num_threads()} threads")

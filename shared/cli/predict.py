@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
-from polyfm.shared.errors import UsageError
+from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
 
 
 def run(words: Sequence[str]) -> None:
@@ -20,9 +19,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("input", help="file with new items")
     parser.add_argument("--out", required=True, help="result: .csv or .parquet")
     ours, given = parser.parse_reading(words)
-    out = Path(ours.out)
-    if out.suffix not in (".csv", ".parquet"):
-        raise UsageError("the result is a .csv or .parquet file", where=out, remedy="For example --out predictions.csv")
+    out = result_file(ours.out, ours.input, (".csv", ".parquet"), "predictions.csv")
 
     import pandas as pd
 
@@ -38,7 +35,6 @@ def run(words: Sequence[str]) -> None:
             table[f"{name}_sd"] = predictions.spread[:, i]
     for name, classes in predictions.answers.items():
         table[name] = classes
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         table.to_csv(out, index=False)
     else:

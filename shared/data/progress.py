@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 PATIENCE = 2.0
 """Seconds before a bar appears: quick work needs none."""
+
+
+@contextmanager
+def spinner(what: str) -> Iterator[None]:
+    """Turns while something is done that cannot be counted; only where a person looks on.
+
+    Args:
+        what: Is being done.
+    """
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 class Progress:

@@ -120,7 +120,8 @@ class LoadedModel:
             out = self.task.predict_step(batch)
             ids += out["ids"]
             parts.append(out["predictions"].cpu().numpy())
-        names = getattr(target, "classes", None) or target.names
+        classes = getattr(target, "classes", None)
+        names = [f"{target.names[0]}_{name}" for name in classes] if classes else target.names
         values = np.concatenate(parts) if parts else np.zeros((0, len(names)))
         return Predictions(ids=ids, names=list(names), values=values, answers=target.answers(values))
 

@@ -25,6 +25,9 @@ from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
 from polyfm.shared.training.targets.target import Target
 
+FEW_ROWS = 20
+"""Test rows below which the order of methods is said to be open."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -199,4 +202,6 @@ def winner(metrics: dict[str, Any], target: Target) -> str:
     if ours == baselines[best]:
         return f"Test {name}: {model} and {other} are level"
     first, second = (model, other) if sign * ours > sign * baselines[best] else (other, model)
-    return f"Best by test {name}: {first}, before {second}"
+    rows = metrics.get("test/rows", FEW_ROWS)
+    doubt = f" ({rows} test rows are too few to tell)" if rows < FEW_ROWS else ""
+    return f"Best by test {name}: {first}, before {second}{doubt}"

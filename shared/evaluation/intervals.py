@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+FEWEST = 5
+"""Items that an interval needs: resamples of fewer are nearly all alike."""
+
 
 def bootstrap(
     metric: Callable[[np.ndarray, np.ndarray], float | None],
@@ -25,8 +28,10 @@ def bootstrap(
         seed: Of the draws.
 
     Returns:
-        Low and high end; None if the metric is undefined in every resample.
+        Low and high end; None if there are fewer than `FEWEST` items or the metric is undefined in every resample.
     """
+    if len(values) < FEWEST:
+        return None
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(resamples):

@@ -217,17 +217,21 @@ class Checkpoint(callbacks.Checkpoint):
         improved, self._improved = self._improved, False
         if not (last or improved):
             return
-        for logger in trainer.loggers:
-            logger.save()  # the curves are as far as the checkpoint
-        fresh = self.folder / "fresh.ckpt"
-        trainer.save_checkpoint(fresh)  # by all processes, of which the first writes
-        if trainer.is_global_zero:
-            if improved:
-                second_name(fresh, self.folder / "best.ckpt")
-            if last:
-                fresh.replace(self.folder / "last.ckpt")
-            else:
-                fresh.unlink()
+        self.signals.writing = True
+        try:
+            for logger in trainer.loggers:
+                logger.save()  # the curves are as far as the checkpoint
+            fresh = self.folder / "fresh.ckpt"
+            trainer.save_checkpoint(fresh)  # by all processes, of which the first writes
+            if trainer.is_global_zero:
+                if improved:
+                    second_name(fresh, self.folder / "best.ckpt")
+                if last:
+                    fresh.replace(self.folder / "last.ckpt")
+                else:
+                    fresh.unlink()
+        finally:
+            self.signals.writing = False
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, so that a resumed run replaces ``best`` only by a better one."""

@@ -82,7 +82,7 @@ class RunFolder:
             raise UsageError(
                 "this is not the folder of a run (it has no recipe.yaml)",
                 where=path,
-                remedy=f"It is an ensemble: give one of its members, such as {members[0].path}"
+                remedy=f"It is an ensemble: for this, give one of its members, such as {members[0].path}"
                 if members
                 else "Give the folder that `polyfm fit ... --out` wrote",
             )
@@ -115,6 +115,13 @@ class RunFolder:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+
+    @property
+    def strangers(self) -> list[str]:
+        """Names of what lies in the folder and is not of a run."""
+        own = {".lock", "checkpoints", "recipe.yaml", "environment.json", "metrics.csv", "metrics.json", "report.html"}
+        own |= {"splits.csv", "quarantine.csv", "notices.csv"}
+        return sorted(path.name for path in self.path.iterdir() if path.name not in own)
 
     @property
     def is_used(self) -> bool:

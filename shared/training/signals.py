@@ -34,6 +34,8 @@ class Signals:
         """The first signal that came; 0 for none."""
         self.patient = False
         """Whether a checkpoint will be written before the run stops."""
+        self.writing = False
+        """Whether it is being written: nothing stops the run before it is whole."""
         self._requeued = False
         self._before: dict[int, Any] = {}
 
@@ -58,7 +60,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = number == signal.SIGINT and self.received == signal.SIGINT
         self.received = self.received or number
-        if not self.patient or again:
+        if not self.writing and (not self.patient or again):
             self.stop()
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "predict"]
 
 # In a checkout, shared/ and domains/ stand at the root, beside src/: put the root on this package's own path, so that
 # `polyfm.shared` is found there and nothing of ours ever becomes a top-level module. In a wheel they lie inside.
@@ -20,6 +20,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "shared").is_dir():
     __path__.insert(0, str(_root))
 
 if TYPE_CHECKING:
+    from polyfm.shared.deployment.ensemble import predict
     from polyfm.shared.deployment.inference import load
 
 
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from polyfm.shared.deployment.inference import load
 
         return load
+    if name == "predict":
+        from polyfm.shared.deployment.ensemble import predict
+
+        return predict
     raise AttributeError(f"module 'polyfm' has no attribute {name!r}")

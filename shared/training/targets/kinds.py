@@ -47,6 +47,11 @@ def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[st
     if kind == "auto":
         given = values[~np.isnan(values)]
         kind = "multiclass" if classes else "binary" if np.isin(given, (0, 1)).all() else "regression"
+    if classes and kind != "multiclass":
+        raise DataError(
+            f"column {names[0]!r} names {len(classes)} classes in words, such as {classes[0]!r}",
+            remedy=f"Leave out --model.kind {kind}, or write numbers into the column",
+        )
     if kind == "multiclass":
         return MultiClass.fit(names, values, classes)
     return KINDS[kind].fit(names, values)
@@ -59,6 +64,17 @@ def kind_of(target: Target) -> str:
         target: What is predicted.
     """
     return next(word for word, kind in KINDS.items() if isinstance(target, kind))
+
+
+def announced(target: Target, kind: str) -> str:
+    """One line: what is predicted, and as what.
+
+    Args:
+        target: What is predicted.
+        kind: As the user wrote it.
+    """
+    guessed = "; judging by the labels, --model.kind says otherwise" if kind == "auto" else ""
+    return f"to predict: {', '.join(target.names)} ({kind_of(target)}{guessed})"
 
 
 def target_from_state(state: dict[str, Any]) -> Target:

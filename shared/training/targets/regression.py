@@ -61,9 +61,10 @@ class Regression(Target):
         return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
 
     def metrics(self, predictions: np.ndarray, values: np.ndarray) -> dict[str, float]:
-        """RMSE, MAE, R², Spearman; the mean over columns under the bare name, each column under its own.
+        """RMSE, MAE, R², Spearman; with several columns each column's own, and under the bare name the mean.
 
-        With several columns also ``nrmse``, the RMSE divided by the standard deviation of the column's training labels.
+        Means are of what has no unit: R², Spearman, and ``nrmse``, the RMSE divided by the standard deviation of the
+        column's training labels.
         """
         per_column: dict[str, dict[str, float]] = {}
         for name, scale, (p, y) in zip(self.names, self.scale, given_columns(predictions, values), strict=True):
@@ -78,7 +79,8 @@ class Regression(Target):
                 if np.ptp(p) > 0:
                     found["spearman"] = float(np.corrcoef(ranks(p), ranks(y))[0, 1])
             per_column[name] = found
-        return average_columns(per_column)
+        means = average_columns(per_column)
+        return {name: means[name] for name in means if len(self.names) == 1 or name not in ("rmse", "mae")}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -199,4 +199,4 @@ def test_a_used_folder_is_refused_and_a_verb_on_the_whole_says_what_to_do(
     )
     assert "already holds a run" in polyfm("fit", "molecules/property", *words).err
     shown = polyfm("test", ensemble)
-    assert (shown.code, "It is an ensemble: give one of its members" in shown.err) == (2, True)
+    assert (shown.code, "It is an ensemble: for this, give one of its members" in shown.err) == (2, True)
