@@ -169,7 +169,7 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def reads_tokens(self) -> set[View]:
-        """Of a coupled objective: the views of which it reads tokens, too. Of others a large batch keeps only vectors."""
+        """Of a coupled objective: the views whose tokens it reads; a large batch keeps only the vectors of others."""
         return set()
 
     def update(self, views: Views) -> None:

@@ -78,6 +78,15 @@ def test_the_table_has_every_objective() -> None:
     assert {type(make()) for make in OBJECTIVES.values()} == known
 
 
+def in_double(module: Any) -> Any:
+    """In float64, but for queues: vectors that are compared are in float32 in any case."""
+    module.double()
+    for part in module.modules():
+        if isinstance(part, FeatureQueue):
+            part.float()
+    return module
+
+
 class Model(nn.Module):
     """A small model and its teacher under one objective. In float64, or noise would be all that is seen."""
 
@@ -88,10 +97,7 @@ class Model(nn.Module):
         self.objective = OBJECTIVES[kind]()
         torch.manual_seed(5)
         self.objective.build(dict(self.model.encoders.items()))  # type: ignore[arg-type]
-        self.double()
-        for part in self.modules():
-            if isinstance(part, FeatureQueue):
-                part.float()  # vectors that are compared are so in any case
+        in_double(self)
         self.views: Views | None = None
 
     def forward(self, batch: Batch) -> Tensor:
