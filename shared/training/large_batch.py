@@ -85,7 +85,7 @@ class LargeBatch:
                 for name, mean in self.means.items():
                     mean.add(*self._sum(number, name, views))
             start += len(chunk)
-        # Autocast keeps the weights that it has cast, here without their gradient; matching uses some of them again.
+        # Older autocasts keep weights that they cast without gradient, and matching uses some of them again.
         torch.clear_autocast_cache()
         joined = {view: kept.join() for view, kept in self.kept.items()}
         whole = Views(joined, views.model, views.progress, views.draw, chunks=len(self.chunks))

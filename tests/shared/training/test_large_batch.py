@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from tests.distributed.test_objectives import OBJECTIVES, Model, in_double
+from tests.shared.conftest import ToyData
 from tests.shared.objectives.conftest import make_batch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -151,23 +152,26 @@ def test_memory_grows_with_the_chunk_not_with_the_batch(kind: str) -> None:
     assert large - small < 0.1 * (large_whole - small_whole)  # the vectors, and tokens that may be mined
 
 
+class FineData(ToyData):
+    """Tables in float64."""
+
+    def collate(self, samples: Sequence[int]) -> Batch:
+        batch = super().collate(samples)
+        table = batch["table"]
+        return batch.replace(modalities={**batch.modalities, "table": table.replace(values=table.values.double())})
+
+
 Fitted = tuple[PretrainTask, dict[str, Any]]
 
 
 @pytest.fixture
-def fit(pretrain: Callable[..., PretrainTask], toy: Any, trainer: Callable[..., L.Trainer]) -> Callable[..., Fitted]:
+def fit(pretrain: Callable[..., PretrainTask], trainer: Callable[..., L.Trainer]) -> Callable[..., Fitted]:
     """Three steps of SPMM; the task, and the state of its optimiser."""
-
-    class Fine(toy):  # type: ignore[misc]
-        def collate(self, samples: Any) -> Batch:
-            batch: Batch = super().collate(samples)
-            table = batch["table"]
-            return batch.replace(modalities={**batch.modalities, "table": table.replace(values=table.values.double())})
 
     def run(chunk: int, accumulate: int = 1, **settings: Any) -> Fitted:
         # In float64: Adam makes steps of the rounding errors of gradients that are 0.
         task = in_double(pretrain(chunk=chunk, optimizer=AdamW(lr=1e-3, warmup=0), **settings))
-        data = Fine(n=40, batch_size=7, lacking={"text": (0, 3), "table": range(8, 20)})
+        data = FineData(n=40, batch_size=7, lacking={"text": (0, 3), "table": range(8, 20)})
         fitted = trainer(max_steps=3, accumulate_grad_batches=accumulate, gradient_clip_val=1.0)
         fitted.fit(task, datamodule=data)
         logged = {key: float(value) for key, value in fitted.callback_metrics.items()}
@@ -202,7 +206,7 @@ def test_a_chunk_as_large_as_the_batch_is_the_plain_way(fit: Callable[..., Fitte
 def test_half_precision_reaches_every_weight(
     pretrain: Callable[..., PretrainTask], toy: Any, trainer: Callable[..., L.Trainer]
 ) -> None:
-    """Autocast keeps cast weights: those of the pass without gradient must not serve the pass with it."""
+    """Weights that the pass without gradient has cast do not serve the pass with it."""
     reached = []
     for chunk in (0, 2):
         task = pretrain(chunk=chunk)
