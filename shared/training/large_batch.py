@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ from polyfm.shared.tokens.tokens import Features, Tokens
 
 Answer = Callable[[Iterable[View], Batch, Callable[[View], AbstractContextManager[Any]]], Views]
 """Runs views of items, each within what the last argument makes of it."""
+Ends = list[tuple[Tensor, Tensor]]
+"""Where a backward pass starts: tensors, and the gradients there."""
 
 
 def chunks_of(batch: Batch, size: int) -> list[Batch]:
@@ -92,22 +95,25 @@ class LargeBatch:
         found = {name: objective(whole, self.batch) for name, objective in self.coupled.items()}
         return found | {name: mean.join() for name, mean in self.means.items()}, whole
 
-    def backward(self, loss: Tensor, forward: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def backward(self, loss: Tensor, forward: Callable[[Callable[[], Ends]], Ends] = lambda run: run()) -> None:
         """The second time: add the gradient of a loss to those of the weights.
 
         Args:
             loss: () made of the losses of `outputs`.
-            forward: Entered around each forward pass (autocast).
+            forward: Runs a forward pass (under autocast, with weights gathered).
         """
         loss.backward()
-        acting = {view: kept for view, kept in self.kept.items() if kept.acts}
         for number in range(len(self.chunks)):
-            with forward():
-                views = self._views(number, {*acting, *_needs(self.separable)})
-                ends = [end for view, kept in acting.items() for end in kept.ends(number, views[view])]
-                ends += [(self._sum(number, name, views)[0].loss, mean.weight) for name, mean in self.means.items()]
-            ends = [(tensor, gradient) for tensor, gradient in ends if tensor.requires_grad]  # all may be frozen
+            # What is frozen wants no gradient; all may be.
+            ends = [end for end in forward(partial(self._ends, number)) if end[0].requires_grad]
             torch.autograd.backward([tensor for tensor, _ in ends], [gradient for _, gradient in ends])
+
+    def _ends(self, number: int) -> Ends:
+        """Of a chunk, seen again, the tensors to go back from, and the gradients that have come to them."""
+        acting = {view: kept for view, kept in self.kept.items() if kept.acts}
+        views = self._views(number, {*acting, *_needs(self.separable)})
+        ends = [end for view, kept in acting.items() for end in kept.ends(number, views[view])]
+        return ends + [(self._sum(number, name, views)[0].loss, mean.weight) for name, mean in self.means.items()]
 
     def _views(self, number: int, needs: set[View]) -> Views:
         return self.answer(needs, self.chunks[number], lambda view: self._draws(number, repr(view)))
@@ -167,7 +173,7 @@ class _Kept:
         """Whether a gradient has come to the vectors."""
         return any(leaf.grad is not None for leaf in self.leaves.values())
 
-    def ends(self, number: int, features: Features) -> list[tuple[Tensor, Tensor]]:
+    def ends(self, number: int, features: Features) -> Ends:
         """Vectors of a chunk, seen again, and the gradients that came to them."""
         return [
             (vector, leaf.grad.split(self.sizes[name])[number])

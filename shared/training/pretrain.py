@@ -18,6 +18,7 @@ from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.gradients import GradientPolicy
 from polyfm.shared.training.large_batch import Held, LargeBatch, chunks_of
 from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, time_passed, total_steps
+from polyfm.shared.training.sharding import ShardedStrategy
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.views import answer
 
@@ -76,6 +77,11 @@ class PretrainTask(L.LightningModule):
         self.chunk = chunk
         self._views: Views | None = None
         self._large: tuple[LargeBatch, Held] | None = None
+
+    def configure_model(self) -> None:
+        """Split the weights over processes, if the strategy is one that does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self)
 
     def answer(self, batch: Batch, draw: Draw, progress: Progress | None = None) -> Views:
         """Every view that the objectives ask for.
@@ -145,8 +151,14 @@ class PretrainTask(L.LightningModule):
             super().backward(loss, *args, **kwargs)
             return
         (large, held), self._large = self._large, None
-        large.backward(loss, self.trainer.precision_plugin.train_step_context)
+        large.backward(loss, self._forward)
         held.release()
+
+    def _forward(self, run: Callable[[], Any]) -> Any:
+        """A forward pass beside that of `training_step`, under what the trainer puts around it."""
+        strategy = self.trainer.strategy
+        with strategy.precision_plugin.train_step_context():
+            return strategy.run(run) if isinstance(strategy, ShardedStrategy) else run()
 
     def on_after_backward(self) -> None:
         """Queues take in this step's features."""
