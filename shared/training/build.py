@@ -31,15 +31,7 @@ from polyfm.shared.training.schema import FORM, Misfit, Schema, placed
 from polyfm.shared.training.trust import FORBIDDEN, storable
 
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
-PARTS = (
-    "tokens",
-    "backbones",
-    "objectives",
-    "training.optim",
-    "training.gradients",
-    "training.sharding",
-    "training.stages",
-)
+PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
 """Packages and modules of shared/ whose classes a recipe may name."""
 DOMAIN_FILES = ("data", "embedder", "transforms", "heads", "backbone", "objectives")
 """Modules of a domain whose classes a recipe may name."""

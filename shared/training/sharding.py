@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all devices. In a recipe: ``trainer: {strategy: ShardedStrategy}``.
+    """FSDP2 over all devices. In a recipe: ``trainer: {strategy: fsdp2}``.
 
     Checkpoints are those of any other run: one file, read by the trainer's own plug-in, with which a run may go on with
     more devices, or fewer, or another strategy. When the trainer is done the task is whole again in every process.
@@ -144,6 +144,9 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.lightning_module is None:
             raise RuntimeError("the strategy has no task yet")
         return self.lightning_module
+
+
+StrategyRegistry.register("fsdp2", ShardedStrategy)
 
 
 class _Root(nn.Module):
