@@ -134,7 +134,7 @@ class LargeBatch:
     def _draws(self, number: int, what: str) -> Iterator[None]:
         """Random numbers that are the same both times."""
         device = self.batch.keys.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed ^ zlib.crc32(f"{number}/{what}".encode()))
             yield
 

@@ -250,3 +250,15 @@ def test_a_loss_that_is_no_mean_is_refused(fit: Callable[..., Fitted]) -> None:
     with pytest.raises(RecipeError, match="the loss of 'two' is not one mean") as error:
         fit(2, objectives=lambda: {"two": TwoMeans(), "next": CausalLM("text")})
     assert error.value.where == "model.chunk"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_chunks_equal_the_whole_on_a_gpu(kind: str) -> None:
+    whole, cut, batch = Model(kind, packed=True).cuda(), Model(kind, packed=True).cuda(), batch_of().to("cuda")
+    whole(batch).backward()
+    large = in_chunks(cut, batch)
+    large.backward(large.outputs()[0]["it"].loss)
+    found = gradients(cut)
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
