@@ -25,6 +25,7 @@ from polyfm.shared import objectives
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.objectives.causal import CausalLM, NextValue
 from polyfm.shared.objectives.contrastive import InfoNCE
+from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues
 from polyfm.shared.objectives.matching import Matching
 from polyfm.shared.objectives.objective import Objective, Progress, Views
@@ -169,9 +170,25 @@ def work(rank: int, folder: str) -> None:
         ]
         apart = {name: float((value - state_alone[name]).abs().max()) for name, value in state.items()}
         found["/".join(case)] = {"steps": steps, "state": apart}
+    found["fetched"] = fetches(rank)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()  # a process that leaves first makes gloo abort the other
     dist.destroy_process_group()
+
+
+def fetches(rank: int) -> list[bool]:
+    """Whether what is fetched is what was gathered, in values and in gradients, whatever each process has and wants."""
+    same = []
+    for counts in ((3, 2), (0, 4), (5, 0), (0, 0)):
+        rows = torch.rand(counts[rank], 2, 3, dtype=torch.float64, requires_grad=True)
+        ranks = Ranks.of(rows)
+        everything = sum(counts)
+        wanted = torch.randint(max(everything, 1), (4 * rank + 1 if everything else 0,))
+        grads = []
+        for found in (ranks.fetch(rows, wanted), ranks.gather(rows)[wanted]):
+            grads += [found.detach(), *torch.autograd.grad((found * wanted[:, None, None]).sum(), rows)]
+        same += [torch.equal(grads[0], grads[2]), torch.allclose(grads[1], grads[3])]
+    return same
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +196,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(work, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_rows_are_fetched_from_whichever_process_has_them(two: list[dict[str, Any]]) -> None:
+    assert [found["fetched"] for found in two] == [[True] * 8] * 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
