@@ -121,7 +121,8 @@ class FinetuneTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions; metrics are over the whole part."""
         outputs, values = self(batch), batch.targets["labels"]
-        self.log("valid/loss", self._target.loss(outputs, values), batch_size=len(batch), sync_dist=True)
+        share, size = self._target.loss(outputs, values), Ranks.of(batch.keys).total
+        self.log("valid/loss", share, batch_size=size, sync_dist=True)
         self._collected.append((self._target.decode(outputs), values))
 
     def on_validation_epoch_end(self) -> None:

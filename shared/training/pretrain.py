@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyfm.shared.backbones.encoder import Encoder, Fusion, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.gradients import GradientPolicy
@@ -58,6 +59,8 @@ class PretrainTask(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_names(gradients.weights, objectives, "model.gradients.weights")
+        if chunk < 0:
+            raise RecipeError(f"expected at least 1, or 0 for all, not {chunk}", where="model.chunk")
         for name, stage in stages.items():
             _check_names(stage.objectives, objectives, f"model.stages.{name}.objectives")
         # Default objects are shared by all tasks of a process; a task switches its own to training and back.
@@ -110,21 +113,16 @@ class PretrainTask(L.LightningModule):
             batch: The items.
             stage: train, valid or test.
         """
-        outputs = {name: outputs[name] for name in self.objectives}
-        total: Tensor = self.gradients({name: output.loss for name, output in outputs.items()}, self.stage_weights)
-        logs = {f"{stage}/{name}/loss": output.loss.detach() for name, output in outputs.items()}
+        losses = {name: outputs[name].loss for name in self.objectives}
+        total: Tensor = self.gradients(losses, self.stage_weights)
+        seen: dict[str, Any] = {"on_step": stage == "train", "on_epoch": stage != "train", "sync_dist": True}
         for name, output in outputs.items():
-            logs |= {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
-        self.log_dict(logs, batch_size=len(batch), on_step=stage == "train", on_epoch=stage != "train", sync_dist=True)
-        self.log(
-            f"{stage}/loss",
-            total.detach(),
-            batch_size=len(batch),
-            prog_bar=True,
-            on_step=stage == "train",
-            on_epoch=stage != "train",
-            sync_dist=True,
-        )
+            logs = {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
+            self.log_dict(logs, batch_size=len(batch), **seen)
+        # Losses are shares of means over all processes, so that a batch counts by all of its items.
+        seen["batch_size"] = len(batch) if stage == "train" else Ranks.of(batch.keys).total
+        self.log_dict({f"{stage}/{name}/loss": loss.detach() for name, loss in losses.items()}, **seen)
+        self.log(f"{stage}/loss", total.detach(), prog_bar=True, **seen)
         return total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

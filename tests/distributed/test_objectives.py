@@ -1,4 +1,4 @@
-"""Two processes equal one: loss, gradient and state of every objective, however the rows fall on the processes.
+"""Two processes equal one: loss, gradient and state of every objective and target, however rows fall on the processes.
 
 Averaged over processes, as `DistributedDataParallel` does, gradients must equal those of one process that has all rows.
 """
@@ -33,6 +33,10 @@ from polyfm.shared.objectives.queue import FeatureQueue
 from polyfm.shared.objectives.sigmoid import SigLIP
 from polyfm.shared.tokens.masking import Draw, MaskValues
 from polyfm.shared.training.optim import move_average
+from polyfm.shared.training.targets.binary import Binary
+from polyfm.shared.training.targets.multi_class import MultiClass
+from polyfm.shared.training.targets.regression import Regression
+from polyfm.shared.training.targets.target import Target
 from polyfm.shared.training.views import answer
 
 STEPS = 2
@@ -146,6 +150,34 @@ def train(core: Model, layout: str, rank: int | None) -> tuple[list[tuple[Tensor
     return history, core.state_dict()
 
 
+TARGETS: dict[str, Target] = {
+    "Regression": Regression(["x", "y"], mean=[0.5, 0.0], scale=[2.0, 1.0]),
+    "Binary": Binary(["x", "y"], positive_weight=[2.0, 0.5], threshold=[0.5, 0.5]),
+    "MultiClass": MultiClass(["x"], classes=["0", "1"], class_weight=[0.7, 1.3]),
+}
+
+
+def supervised(name: str, rank: int | None) -> list[list[float]]:
+    """A target's loss, and its gradient, on labels that fall unequally on two processes; once one of them has none."""
+    found, target = [], TARGETS[name]
+    for missing in ([1, 2, 6], [0, 1, 2, 3, 4]):
+        generator = torch.Generator().manual_seed(len(missing))
+        outputs = torch.randn(8, target.outputs, generator=generator, dtype=torch.float64)
+        labels = torch.randint(2, (8, len(target.names)), generator=generator).double()
+        labels[missing] = torch.nan
+        labels[7, 0] = torch.nan
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        mine = slice(0, 5) if rank == 0 else slice(5, 8) if rank == 1 else slice(None)
+        loss = target.loss(scale * outputs[mine], labels[mine])
+        loss.backward()
+        both = torch.stack([loss.detach(), scale.grad])  # type: ignore[list-item]
+        if rank is not None:
+            dist.all_reduce(both)
+            both /= 2
+        found.append(both.tolist())
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     """One of two processes: every case alone first, shared between the two, then together."""
     torch.set_num_threads(1)
@@ -171,6 +203,7 @@ def work(rank: int, folder: str) -> None:
         apart = {name: float((value - state_alone[name]).abs().max()) for name, value in state.items()}
         found["/".join(case)] = {"steps": steps, "state": apart}
     found["fetched"] = fetches(rank)
+    found["supervised"] = {name: supervised(name, rank) for name in TARGETS}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()  # a process that leaves first makes gloo abort the other
     dist.destroy_process_group()
@@ -200,6 +233,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_rows_are_fetched_from_whichever_process_has_them(two: list[dict[str, Any]]) -> None:
     assert [found["fetched"] for found in two] == [[True] * 8] * 2
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_labels_of_two_processes_count_as_those_of_one(two: list[dict[str, Any]], name: str) -> None:
+    assert {type(target) for target in TARGETS.values()} == set(Target.__subclasses__())
+    alone = supervised(name, None)
+    for found in two:
+        for together, expected in zip(found["supervised"][name], alone, strict=True):
+            assert together == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
