@@ -57,7 +57,7 @@ def fit(path: Path, chunk: int, accumulate: int) -> list[dict[str, Any]]:
     return [read_checkpoint(path.with_suffix(f".{rank}")) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_two_processes_in_chunks_equal_two_without(tmp_path: Path, accumulate: int) -> None:
     whole, other = fit(tmp_path / "whole", 0, accumulate)
     for found in fit(tmp_path / "cut", 2, accumulate):
