@@ -176,7 +176,7 @@ class Objective(nn.Module):
         """Change own state (a queue) after the backward pass of a training step.
 
         Args:
-            views: As given to `forward`.
+            views: As given to `forward`; of a batch in chunks, those of coupled objectives only.
         """
 
     def follow(self, model: MultimodalModel, momentum: float) -> None:

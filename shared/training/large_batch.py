@@ -5,10 +5,10 @@ The loss L of a batch depends on the weights θ only through the vectors v of it
     ∂L/∂θ = Σ over chunks of (∂v/∂θ)ᵀ g,   g = ∂L/∂v
 
 and a step goes over the chunks of its batch twice. First without gradient, keeping only vectors: on those of the whole
-batch the coupled objectives take their losses, which gives g. Then with gradient, chunk after chunk, each of whose
-activations are freed before the next. Objectives of which each item stands alone are means over the batch: the first
-time tells over how many things, the second time each chunk brings its share. So memory grows with the chunk, and with
-the batch only by the vectors (and the tokens of views of which matching mines partners). It costs a forward pass more.
+batch the coupled objectives take their losses, which gives g. Then with gradient, one chunk after another: activations
+of a chunk are freed before the next. A loss whose items stand alone is a mean over the batch: the first time tells over
+how many things, the second time each chunk brings its share. So memory grows with the chunk, and with the batch only by
+the vectors (and by the tokens of the views in which matching mines partners). It costs a forward pass more.
 """
 
 from __future__ import annotations

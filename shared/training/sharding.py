@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
@@ -33,7 +33,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=False)
-        self.root: _Root | None = None
+        self.root: FSDPModule | None = None
         self._unsplit: dict[str, nn.Module] = {}
 
     @property
@@ -57,8 +57,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for part in task.modules():
             if isinstance(part, Block):
                 fully_shard(part, mesh=mesh, ignored_params=_numbers(part))
-        self.root = _Root(task)
-        fully_shard(self.root, mesh=mesh, ignored_params=_numbers(task))
+        self.root = fully_shard(_Root(task), mesh=mesh, ignored_params=_numbers(task))
 
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Call something that uses weights, which are gathered for it.
@@ -70,7 +69,9 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         if self.root is None:
             return function(*args, **kwargs)
-        result: Result = self.root(function, *args, **kwargs)
+        result: Result = self.root(function, *args, **kwargs)  # type: ignore[operator]
+        if not torch.is_grad_enabled():
+            self.root.reshard()  # a backward pass, which would let go of the weights, does not follow
         return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,8 @@ from polyfm.shared.training.stages import Stage
 
 STAGES = {
     "first": Stage(until=0.5, freeze=["model.encoders.text.*", "model.fusion.*"], objectives={"match": 0.0}),
-    "then": Stage(freeze=["model.encoders.table.embedder.*"], rates={"model.fusion.*": 0.5}),
+    "then": Stage(until=1.0, freeze=["model.encoders.table.embedder.*"], rates={"model.fusion.*": 0.5}),
+    "last": Stage(freeze=["model.encoders.*.projection.*", "objectives.match.*"]),  # begins behind a validation
 }
 
 
