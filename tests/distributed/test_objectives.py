@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from polyfm.shared.objectives.contrastive import InfoNCE
 from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues
 from polyfm.shared.objectives.matching import Matching
-from polyfm.shared.objectives.objective import Objective, Progress, Views
+from polyfm.shared.objectives.objective import Objective, Progress, View, Views
 from polyfm.shared.objectives.queue import FeatureQueue
 from polyfm.shared.objectives.sigmoid import SigLIP
 from polyfm.shared.tokens.masking import Draw, MaskValues
+from polyfm.shared.training.large_batch import LargeBatch, chunks_of
 from polyfm.shared.training.optim import move_average
 from polyfm.shared.training.targets.binary import Binary
 from polyfm.shared.training.targets.multi_class import MultiClass
@@ -66,6 +67,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CausalLM, conditioned, distilled": lambda: CausalLM("smiles", context="properties", corrupt=HALF, distill=0.4),
     "NextValue": lambda: NextValue("properties", context="smiles"),
 }
+IN_CHUNKS = {"unequal presence", "groups across processes", "one process without a row"}
+"""Layouts whose first step is also seen in chunks, of which the processes have different numbers."""
 ALONE = {"MaskedTokens", "MaskedValues, visible", "CausalLM"}
 """They need no pairs."""
 
@@ -121,6 +124,16 @@ class Model(nn.Module):
         self.objective.follow(self.model, 0.9)
 
 
+def in_chunks(core: Model, batch: Batch, size: int) -> LargeBatch:
+    """A step over a batch in chunks, under one objective called "it"."""
+
+    def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any]) -> Views:
+        draw = Draw(seed=0, epoch=0)
+        return answer(needs, some, core.model, core.teacher, draw, Progress(epoch=0.5), around)
+
+    return LargeBatch(batch, chunks_of(batch, size), {"it": core.objective}, run)
+
+
 def batch_of(layout: str, step: int, rank: int | None) -> Batch:
     """What a process has of a step's batch; all of it if no rank is given."""
     has_smiles, has_properties, groups, where = LAYOUTS[layout]
@@ -148,6 +161,19 @@ def train(core: Model, layout: str, rank: int | None) -> tuple[list[tuple[Tensor
         history.append((loss, torch.cat([gradient.flatten() for gradient in grads])))
         core.step()
     return history, core.state_dict()
+
+
+def train_in_chunks(core: Model, layout: str, rank: int) -> tuple[Tensor, Tensor]:
+    """Loss and whole gradient of the first step, of which each process sees two items at once."""
+    large = in_chunks(core, batch_of(layout, 0, rank), 2)
+    outputs, _ = large.outputs()
+    loss = outputs["it"].loss.detach() / 2
+    large.backward(outputs["it"].loss / 2)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in core.parameters() if p.requires_grad]
+    gradient = torch.cat([gradient.flatten() for gradient in grads])
+    dist.all_reduce(loss)
+    dist.all_reduce(gradient)
+    return loss, gradient
 
 
 TARGETS: dict[str, Target] = {
@@ -192,6 +218,9 @@ def work(rank: int, folder: str) -> None:
     for case in cases:
         history, state = train(Model(case[0], packed[case]), case[1], rank)
         history_alone, state_alone = alone[case]
+        if case[1] in IN_CHUNKS:
+            history.append(train_in_chunks(Model(case[0], packed[case]), case[1], rank))
+            history_alone = [*history_alone, history_alone[0]]
         steps = [
             {
                 "loss": float(loss - one_loss),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from tests.distributed.test_objectives import OBJECTIVES, Model, in_double
+from tests.distributed.test_objectives import OBJECTIVES, Model, in_chunks, in_double
 from tests.shared.conftest import ToyData
 from tests.shared.objectives.conftest import make_batch
 from torch import Tensor, nn
@@ -20,12 +20,9 @@ from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.causal import CausalLM
 from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, Progress, View, Views, clean
-from polyfm.shared.tokens.masking import Draw
-from polyfm.shared.training.large_batch import LargeBatch, chunks_of
 from polyfm.shared.training.optim import AdamW
 from polyfm.shared.training.pretrain import PretrainTask
 from polyfm.shared.training.stages import Stage
-from polyfm.shared.training.views import answer
 
 SIZE = 3
 # Whether each item has SMILES, and properties: of the second chunk none has SMILES, of the third none has both.
@@ -38,14 +35,6 @@ def batch_of(step: int = 0, presence: tuple[list[int], list[int]] = PRESENCE) ->
     table = batch["properties"]
     batch.modalities["properties"] = table.replace(values=table.values.double())
     return batch
-
-
-def in_chunks(core: Model, batch: Batch, size: int = SIZE) -> LargeBatch:
-    def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any]) -> Views:
-        draw = Draw(seed=0, epoch=0)
-        return answer(needs, some, core.model, core.teacher, draw, Progress(epoch=0.5), around)
-
-    return LargeBatch(batch, chunks_of(batch, size), {"it": core.objective}, run)
 
 
 def gradients(core: Model) -> dict[str, Tensor]:
@@ -62,7 +51,7 @@ def test_chunks_equal_the_whole(kind: str, packed: bool) -> None:
         cut.zero_grad()
         expected = whole(batch)
         (2 * expected).backward()
-        large = in_chunks(cut, batch)
+        large = in_chunks(cut, batch, SIZE)
         outputs, cut.views = large.outputs()
         torch.testing.assert_close(outputs["it"].loss, expected, rtol=1e-6, atol=1e-8)
         large.backward(2 * outputs["it"].loss)
@@ -85,7 +74,7 @@ def test_a_view_draws_the_same_dropout_both_times() -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.3
     batch = batch_of()
-    large = in_chunks(core, batch)
+    large = in_chunks(core, batch, SIZE)
     outputs, _ = large.outputs()
     needs = core.objective.needs()
     seen = [large._views(number, needs) for number in range(len(large.chunks))]
@@ -257,7 +246,7 @@ def test_a_loss_that_is_no_mean_is_refused(fit: Callable[..., Fitted]) -> None:
 def test_chunks_equal_the_whole_on_a_gpu(kind: str) -> None:
     whole, cut, batch = Model(kind, packed=True).cuda(), Model(kind, packed=True).cuda(), batch_of().to("cuda")
     whole(batch).backward()
-    large = in_chunks(cut, batch)
+    large = in_chunks(cut, batch, SIZE)
     large.backward(large.outputs()[0]["it"].loss)
     found = gradients(cut)
     for name, gradient in gradients(whole).items():
