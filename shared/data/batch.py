@@ -123,6 +123,26 @@ class Batch(Carrier):
         flags[self.modalities[modality].rows] = True
         return flags
 
+    def slice(self, start: int, stop: int) -> Batch:
+        """Items that stand side by side, as a batch of their own.
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+        """
+        modalities = {}
+        for name, part in self.modalities.items():
+            ends = torch.searchsorted(part.rows, torch.tensor([start, stop], device=part.rows.device)).tolist()
+            chosen = part.select(torch.arange(*ends, device=part.rows.device))
+            modalities[name] = chosen.replace(rows=chosen.rows - start)
+        return self.replace(
+            ids=self.ids[start:stop],
+            keys=self.keys[start:stop],
+            modalities=modalities,
+            targets={name: values[start:stop] for name, values in self.targets.items()},
+            groups=self.groups[start:stop],
+        )
+
     def __getitem__(self, modality: str) -> Any:
         if modality not in self.modalities:
             raise DataError(

@@ -8,6 +8,9 @@ them. Then gradients equal those of one process with all the rows, whatever numb
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from polyfm.shared.data import ragged
+from polyfm.shared.tokens.tokens import Tokens
+
+_noted: ContextVar[list[int] | None] = ContextVar("noted", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,20 @@ class Ranks:
         gathered: Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
         return gathered
 
+    def fetch(self, rows: Tensor, wanted: Tensor) -> Tensor:
+        """(k, ...) some of the rows of all processes; gradients flow back to their owners.
+
+        Nothing but what is wanted travels, so memory does not grow with the number of processes.
+
+        Args:
+            rows: (n, ...) this process's.
+            wanted: (k,) int64 which, as `gather` numbers them; repeats are allowed.
+        """
+        if len(self.counts) == 1:
+            return rows.index_select(0, wanted)
+        fetched: Tensor = _Fetch.apply(rows, wanted, self)  # type: ignore[no-untyped-call]
+        return fetched
+
     def each(self, value: Tensor) -> Tensor:
         """(processes, ...) one tensor of equal shape from every process; gradients flow back to their owners.
 
@@ -87,7 +109,55 @@ def global_mean(losses: Tensor) -> Tensor:
     Args:
         losses: (n,) of whatever took part here; n may be 0.
     """
+    noted = _noted.get()
+    if noted is not None:
+        noted.append(len(losses))
+        return losses.sum()
     return Ranks.of(losses).mean(losses)
+
+
+@contextmanager
+def sums() -> Iterator[list[int]]:
+    """Within, `global_mean` gives the sum of this process's losses, asks no other process, and notes how many they are.
+
+    For a batch that is seen in chunks: the number that a mean divides by is known only after the last of them.
+    """
+    numbers: list[int] = []
+    token = _noted.set(numbers)
+    try:
+        yield numbers
+    finally:
+        _noted.reset(token)
+
+
+def reachable(ranks: Ranks, tokens: Tokens, rows: Tensor, wanted: Tensor) -> tuple[Tokens, Tensor]:
+    """Sequences of any process; gradients of the tokens flow back to their owners.
+
+    Edges stay behind: what fuses tokens reads none.
+
+    Args:
+        ranks: Of the rows.
+        tokens: This process's.
+        rows: (n,) int64 which of its sequences stand for its rows.
+        wanted: (k,) int64 rows of all processes, as `Ranks.gather` numbers them; repeats are allowed.
+
+    Returns:
+        Tokens, and (k,) int64 which sequence of theirs is each that is wanted.
+    """
+    if len(ranks.counts) == 1:
+        return tokens.replace(edges=None), rows[wanted]
+    own = tokens.replace(edges=None).select(rows).pack()
+    lengths = ranks.gather(own.lengths.long())
+    places, cu_seqlens = ragged.take(ragged.boundaries(lengths), wanted)
+    items = Ranks(tuple(int(part.sum()) for part in lengths.split(ranks.counts)), ranks.rank)
+    fetched = own.replace(
+        x=items.fetch(own.x, places),
+        positions=items.fetch(own.positions, places),
+        modality=None if own.modality is None else items.fetch(own.modality, places),
+        cu_seqlens=cu_seqlens,
+        longest=None,
+    )
+    return fetched if tokens.packed else fetched.pad(), torch.arange(len(wanted), device=wanted.device)
 
 
 class _Gather(torch.autograd.Function):
@@ -108,3 +178,32 @@ class _Gather(torch.autograd.Function):
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.ranks.own], None
+
+
+class _Fetch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, wanted: Tensor, ranks: Ranks) -> Tensor:
+        ends = torch.tensor(ranks.counts, device=wanted.device).cumsum(0)
+        owner = torch.searchsorted(ends, wanted, right=True)
+        ctx.order = torch.argsort(owner, stable=True)
+        asked = torch.bincount(owner, minlength=len(ranks.counts))
+        asking = torch.empty_like(asked)
+        dist.all_to_all_single(asking, asked)
+        ctx.asked, ctx.asking, ctx.shape = asked.tolist(), asking.tolist(), rows.shape
+        local = wanted - (ends - torch.tensor(ranks.counts, device=ends.device))[owner]
+        ctx.answered = _exchange(local[ctx.order], ctx.asked, ctx.asking)
+        came = _exchange(rows[ctx.answered], ctx.asking, ctx.asked)
+        return torch.empty_like(came).index_copy_(0, ctx.order, came)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        came = _exchange(grad[ctx.order], ctx.asked, ctx.asking)
+        return grad.new_zeros(ctx.shape).index_add_(0, ctx.answered, came), None, None
+
+
+def _exchange(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Rows for each process, in their order, against those that each has for this one."""
+    came = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(came, rows.contiguous(), received, sent)
+    return came

@@ -3,8 +3,8 @@
     L = -1/(3n) Σ log softmax(W [h_a; h_b])_y
 
 over n true pairs (y = 1) and, for each item of either side, one wrong partner from the batch (y = 0), drawn from
-softmax_j(aᵢ·bⱼ / τ) over the j of other groups. h_a is the pooled output of the fusion of a attending to b, h_b of b
-attending to a: the same blocks run both ways (SPMM, Chang and Ye, Nat. Commun. 2024).
+softmax_j(aᵢ·bⱼ / τ) over the j of other groups, on whatever process they are. h_a is the pooled output of the fusion of
+a attending to b, h_b of b attending to a: the same blocks run both ways (SPMM, Chang and Ye, Nat. Commun. 2024).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
-from polyfm.shared.objectives.gather import global_mean
+from polyfm.shared.objectives.gather import Ranks, global_mean, reachable
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, paired
 from polyfm.shared.objectives.tiled import hardest
 from polyfm.shared.tokens.masking import Corruption, Draw
 
 
 class Matching(Objective):
-    """Tell true pairs from hard wrong ones. Wrong partners come from this process's part of the batch.
+    """Tell true pairs from hard wrong ones.
 
     A batch whose items are all of one group has no wrong partners and adds nothing.
 
@@ -66,25 +66,37 @@ class Matching(Objective):
         """See `Objective.needs`."""
         return {self.view_a, self.view_b, self.fused_a, self.fused_b}
 
+    def reads_tokens(self) -> set[View]:
+        """See `Objective.reads_tokens`: those of partners that were mined."""
+        return {self.view_a, self.view_b}
+
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""
         features_a, features_b = views[self.view_a], views[self.view_b]
         i, j = paired(features_a, features_b)
         items = features_a.rows[i]
+        ranks = Ranks.of(items)
         groups, keys = batch.groups[items], batch.keys[items]
-        a = features_a.projected[i] / self.temperature  # type: ignore[index]
-        b = features_b.projected[j]  # type: ignore[index]
-        wrong_b = hardest(a, b, (groups, groups), noise=_gumbel(views.draw, "b", keys))
-        wrong_a = hardest(b, a, (groups, groups), noise=_gumbel(views.draw, "a", keys))
+        all_groups, all_keys = ranks.gather(groups), ranks.gather(keys)
+        a = features_a.projected[i].detach() / self.temperature  # type: ignore[index]
+        b = features_b.projected[j].detach()  # type: ignore[index]
+        both = groups, all_groups
+        wrong_b = hardest(a, ranks.gather(b), both, noise=_gumbel(views.draw, "b", keys, all_keys))
+        wrong_a = hardest(b, ranks.gather(a), both, noise=_gumbel(views.draw, "a", keys, all_keys))
         asked = (wrong_b.values[:, 0] > -torch.inf).nonzero()[:, 0]
+        own = asked + ranks.own.start
+
+        tokens_a, place_a = reachable(ranks, features_a.tokens, i, torch.cat([own, wrong_a.indices[asked, 0]]))
+        tokens_b, place_b = reachable(ranks, features_b.tokens, j, torch.cat([wrong_b.indices[asked, 0], own]))
+
+        def fused(some: Tensor) -> Tensor:
+            one, other = tokens_a.select(place_a[some]), tokens_b.select(place_b[some])
+            pool_a, pool_b = views.model.encoders[self.a].pooling, views.model.encoders[self.b].pooling
+            a_to_b, b_to_a = views.model.fuse(one, other), views.model.fuse(other, one)
+            return torch.cat([pool_a(a_to_b), pool_b(b_to_a)], dim=1)  # type: ignore[operator]
 
         true = torch.cat([views[self.fused_a].pooled[asked], views[self.fused_b].pooled[asked]], dim=1)
-        tokens_a = features_a.tokens.select(torch.cat([i[asked], i[wrong_a.indices[asked, 0]]]))
-        tokens_b = features_b.tokens.select(torch.cat([j[wrong_b.indices[asked, 0]], j[asked]]))
-        fused_a, fused_b = views.model.fuse(tokens_a, tokens_b), views.model.fuse(tokens_b, tokens_a)
-        pool_a, pool_b = views.model.encoders[self.a].pooling, views.model.encoders[self.b].pooling
-        wrong = torch.cat([pool_a(fused_a), pool_b(fused_b)], dim=1)  # type: ignore[operator]
-
+        wrong = views.piecewise(fused, torch.arange(len(place_a), device=place_a.device))
         logits = self.head(torch.cat([true, wrong])).float()
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         target[: len(true)] = 1
@@ -94,11 +106,11 @@ class Matching(Objective):
         return ObjectiveOutput(loss=global_mean(losses), logs={"accuracy": right, "pairs": pairs})
 
 
-def _gumbel(draw: Draw, side: str, keys: Tensor) -> Callable[[slice, slice], Tensor]:
+def _gumbel(draw: Draw, side: str, keys: Tensor, others: Tensor) -> Callable[[slice, slice], Tensor]:
     """Noise for a tile, a pure function of the two samples, so that a resumed run draws the same negatives."""
 
     def noise(rows: slice, columns: slice) -> Tensor:
-        first, second = torch.broadcast_tensors(keys[rows, None], keys[columns])
+        first, second = torch.broadcast_tensors(keys[rows, None], others[columns])
         return -(-draw.uniform(f"negative {side}", first, second).clamp(min=1e-9).log()).log()
 
     return noise

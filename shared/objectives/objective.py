@@ -9,11 +9,12 @@ and passes a read-only mapping; the objective's code then reads like the paper's
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.backbones.masks import FULL, MaskSpec
@@ -83,6 +84,7 @@ class Views(Mapping[View, Features]):
         model: Encodes and fuses; for objectives that re-pair rows (matching).
         progress: How far the run is.
         draw: Random numbers of this pass, for objectives that sample (matching's negatives).
+        chunks: In how many parts the batch was encoded, equal in all processes; see `piecewise`.
     """
 
     def __init__(
@@ -91,11 +93,31 @@ class Views(Mapping[View, Features]):
         model: MultimodalModel,
         progress: Progress,
         draw: Draw = Draw(seed=0, epoch=0),  # noqa: B008 - immutable
+        chunks: int = 1,
     ) -> None:
         self._features = features
         self.model = model
         self.progress = progress
         self.draw = draw
+        self.chunks = chunks
+
+    def piecewise(self, run: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+        """What a part of the model gives for items that do not act on one another.
+
+        Of a batch that is too large to be encoded at once, as many items go through at once as of a chunk; of each such
+        pass only the result is kept, and it is done anew in the backward pass.
+
+        Args:
+            run: From (m,) of the items to (m, ...).
+            items: (n,) int64.
+
+        Returns:
+            (n, ...).
+        """
+        if self.chunks == 1:
+            return run(items)
+        parts = [checkpoint(run, part, use_reentrant=False) for part in items.tensor_split(self.chunks)]
+        return torch.cat(parts)
 
     def __getitem__(self, view: View) -> Features:
         return self._features[view]
@@ -123,7 +145,8 @@ class Objective(nn.Module):
     """
 
     coupled: bool = False
-    """Whether items of a batch act on one another's loss (contrastive, matching), or each stands alone."""
+    """Whether items of a batch act on one another's loss (contrastive, matching). If not, the loss is one `global_mean`
+    over things that stand alone, so that the batch may be seen in chunks."""
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """Make the heads; called once by the task, before training.
@@ -145,11 +168,15 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def reads_tokens(self) -> set[View]:
+        """Of a coupled objective: the views whose tokens it reads; a large batch keeps only the vectors of others."""
+        return set()
+
     def update(self, views: Views) -> None:
         """Change own state (a queue) after the backward pass of a training step.
 
         Args:
-            views: As given to `forward`.
+            views: As given to `forward`; of a batch in chunks, those of coupled objectives only.
         """
 
     def follow(self, model: MultimodalModel, momentum: float) -> None:

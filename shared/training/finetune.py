@@ -17,6 +17,7 @@ from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.training.optim import AdamW, prepare_blocks, time_passed, total_steps
+from polyfm.shared.training.sharding import ShardedStrategy
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.targets.kinds import fit_target, target_from_state
 from polyfm.shared.training.targets.target import Target
@@ -71,6 +72,11 @@ class FinetuneTask(L.LightningModule):
         prepare_blocks(self, recompute=recompute, compile=compile)
         self._collected: list[tuple[Tensor, Tensor]] = []
 
+    def configure_model(self) -> None:
+        """Split the weights over processes, if the strategy is one that does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self)
+
     def setup(self, stage: str) -> None:
         """Make the head from the training labels."""
         if self.target is None:
@@ -121,7 +127,8 @@ class FinetuneTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions; metrics are over the whole part."""
         outputs, values = self(batch), batch.targets["labels"]
-        self.log("valid/loss", self._target.loss(outputs, values), batch_size=len(batch), sync_dist=True)
+        share, size = self._target.loss(outputs, values), Ranks.of(batch.keys).total
+        self.log("valid/loss", share, batch_size=size, sync_dist=True)
         self._collected.append((self._target.decode(outputs), values))
 
     def on_validation_epoch_end(self) -> None:
@@ -156,8 +163,12 @@ class FinetuneTask(L.LightningModule):
         checkpoint["target"] = self._target.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the head before its weights are loaded."""
-        self.set_target(target_from_state(checkpoint["target"]))
+        """Make the head before its weights are loaded; one that fits stays, its weights may be split already."""
+        target = target_from_state(checkpoint["target"])
+        if self.target is not None and self.target.outputs == target.outputs:
+            self.target = target
+        else:
+            self.set_target(target)
 
     @property
     def _target(self) -> Target:

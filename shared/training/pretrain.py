@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from polyfm.shared.backbones.encoder import Encoder, Fusion, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
-from polyfm.shared.objectives.objective import Objective, Progress, View, Views
+from polyfm.shared.objectives.gather import Ranks
+from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.gradients import GradientPolicy
+from polyfm.shared.training.large_batch import Held, LargeBatch, chunks_of
 from polyfm.shared.training.optim import AdamW, move_average, prepare_blocks, time_passed, total_steps
+from polyfm.shared.training.sharding import ShardedStrategy
 from polyfm.shared.training.stages import Stage, StageSwitch
 from polyfm.shared.training.views import answer
 
@@ -33,6 +36,8 @@ class PretrainTask(L.LightningModule):
         momentum: Of the teacher (moving average of the weights); one is kept if an objective asks for it.
         recompute: Recompute activations in the backward pass instead of keeping them.
         compile: Compile each block.
+        chunk: Items that are encoded at once in training, where memory cannot hold the activations of a batch; 0 for
+            all. Gradients are those of the whole batch, at the price of a forward pass more (`LargeBatch`).
         stages: What is trained when, by name, in order; all of it all the time if empty.
     """
 
@@ -49,10 +54,13 @@ class PretrainTask(L.LightningModule):
         momentum: float = 0.995,
         recompute: bool = False,
         compile: bool = False,
+        chunk: int = 0,
         stages: dict[str, Stage] = {},  # noqa: B006 - read only
     ) -> None:
         super().__init__()
         _check_names(gradients.weights, objectives, "model.gradients.weights")
+        if chunk < 0:
+            raise RecipeError(f"expected at least 1, or 0 for all, not {chunk}", where="model.chunk")
         for name, stage in stages.items():
             _check_names(stage.objectives, objectives, f"model.stages.{name}.objectives")
         # Default objects are shared by all tasks of a process; a task switches its own to training and back.
@@ -69,7 +77,14 @@ class PretrainTask(L.LightningModule):
         if any(view.weights == "teacher" for view in self.needs):
             self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         prepare_blocks(self, recompute=recompute, compile=compile)
+        self.chunk = chunk
         self._views: Views | None = None
+        self._large: tuple[LargeBatch, Held] | None = None
+
+    def configure_model(self) -> None:
+        """Split the weights over processes, if the strategy is one that does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self)
 
     def answer(self, batch: Batch, draw: Draw, progress: Progress | None = None) -> Views:
         """Every view that the objectives ask for.
@@ -90,37 +105,58 @@ class PretrainTask(L.LightningModule):
         """
         return self.answer(batch, Draw(seed, -1), Progress(epoch=math.inf))
 
-    def losses(self, views: Views, batch: Batch, stage: str) -> Tensor:
+    def losses(self, outputs: Mapping[str, ObjectiveOutput], batch: Batch, stage: str) -> Tensor:
         """The total loss; each objective's loss and logs go to the curves as ``stage/objective/name``.
 
         Args:
-            views: Answers.
+            outputs: Of the objectives, by name.
             batch: The items.
             stage: train, valid or test.
         """
-        outputs = {name: objective(views, batch) for name, objective in self.objectives.items()}
-        total: Tensor = self.gradients({name: output.loss for name, output in outputs.items()}, self.stage_weights)
-        logs = {f"{stage}/{name}/loss": output.loss.detach() for name, output in outputs.items()}
+        losses = {name: outputs[name].loss for name in self.objectives}
+        total: Tensor = self.gradients(losses, self.stage_weights)
+        seen: dict[str, Any] = {"on_step": stage == "train", "on_epoch": stage != "train", "sync_dist": True}
         for name, output in outputs.items():
-            logs |= {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
-        self.log_dict(logs, batch_size=len(batch), on_step=stage == "train", on_epoch=stage != "train", sync_dist=True)
-        self.log(
-            f"{stage}/loss",
-            total.detach(),
-            batch_size=len(batch),
-            prog_bar=True,
-            on_step=stage == "train",
-            on_epoch=stage != "train",
-            sync_dist=True,
-        )
+            logs = {f"{stage}/{name}/{key}": value for key, value in output.logs.items()}
+            self.log_dict(logs, batch_size=len(batch), **seen)
+        # Losses are shares of means over all processes, so that a batch counts by all of its items.
+        seen["batch_size"] = len(batch) if stage == "train" else Ranks.of(batch.keys).total
+        self.log_dict({f"{stage}/{name}/loss": loss.detach() for name, loss in losses.items()}, **seen)
+        self.log(f"{stage}/loss", total.detach(), prog_bar=True, **seen)
         return total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
         batches = max(self.trainer.num_training_batches, 1)
         progress = Progress(step=self.global_step, epoch=self.current_epoch + batch_idx / batches)
-        self._views = self.answer(batch, Draw(self.seed, self.current_epoch), progress)
-        return self.losses(self._views, batch, "train")
+        draw = Draw(self.seed, self.current_epoch)
+        chunks = chunks_of(batch, self.chunk)
+        if len(chunks) == 1:
+            self._views = self.answer(batch, draw, progress)
+            return self.losses(self._outputs(self._views, batch), batch, "train")
+
+        def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any]) -> Views:
+            return answer(needs, some, self.model, self.teacher, draw, progress, around)
+
+        large = LargeBatch(batch, chunks, self.objectives, run)  # type: ignore[arg-type]
+        outputs, self._views = large.outputs()
+        self._large = large, Held(self.trainer.strategy.model)
+        return self.losses(outputs, batch, "train")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the weights; of a batch in chunks these come from going over it a second time."""
+        if self._large is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        (large, held), self._large = self._large, None
+        large.backward(loss, self._forward)
+        held.release()
+
+    def _forward(self, run: Callable[[], Any]) -> Any:
+        """A forward pass beside that of `training_step`, under what the trainer puts around it."""
+        strategy = self.trainer.strategy
+        with strategy.precision_plugin.train_step_context():
+            return strategy.run(run) if isinstance(strategy, ShardedStrategy) else run()
 
     def on_after_backward(self) -> None:
         """Queues take in this step's features."""
@@ -139,11 +175,11 @@ class PretrainTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses under corruptions that are the same every time."""
-        self.losses(self.held_out(batch, self.seed), batch, "valid")
+        self.losses(self._outputs(self.held_out(batch, self.seed), batch), batch, "valid")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As validation."""
-        self.losses(self.held_out(batch, self.seed), batch, "test")
+        self.losses(self._outputs(self.held_out(batch, self.seed), batch), batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
         """Pooled and projected vectors of every modality that is there."""
@@ -160,6 +196,9 @@ class PretrainTask(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """The stages, if there are any."""
         return [StageSwitch(self.stages)] if self.stages else []
+
+    def _outputs(self, views: Views, batch: Batch) -> dict[str, ObjectiveOutput]:
+        return {name: objective(views, batch) for name, objective in self.objectives.items()}
 
     @property
     def seed(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def answer(
     teacher: MultimodalModel | None,
     draw: Draw,
     progress: Progress,
+    around: Callable[[View], AbstractContextManager[Any]] = nullcontext,
 ) -> Views:
     """Run every view that objectives ask for.
 
@@ -52,6 +54,7 @@ def answer(
         teacher: Their moving average; needed if a view asks for it.
         draw: Random numbers of this pass, for corruptions.
         progress: How far the run is, passed on.
+        around: Entered around each view's run.
     """
     corrupted: dict[tuple[str, Corruption], tuple[ModalityBatch, Tensor]] = {}
     features: dict[View, Features] = {}
@@ -71,7 +74,7 @@ def answer(
         if view.weights == "teacher" and teacher is None:
             raise ValueError(f"no teacher for {view}")
         source: nn.Module = model if view.weights == "online" or teacher is None else teacher
-        with torch.set_grad_enabled(torch.is_grad_enabled() and view.weights == "online"):
+        with around(view), torch.set_grad_enabled(torch.is_grad_enabled() and view.weights == "online"):
             if view.context is None:
                 rows, selected = inputs(view)
                 seen = source(view.modality, rows, view.mask, view.depth)

@@ -145,5 +145,7 @@ def test_the_folder_holds_nothing_but_recipes() -> None:
         "ledger.csv",
         "_base/finetune.yaml",
         "_base/pretrain.yaml",
+        "_trainer/bf16.yaml",
+        "_trainer/fsdp2.yaml",
     }
     assert names == expected

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyfm.shared.errors import DataError
+from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.training.targets.curve import Curve
 from polyfm.shared.training.targets.target import OTHER_CLASSES, Target, average_columns, given_columns
 
@@ -58,7 +59,7 @@ class Binary(Target):
             pos_weight=outputs.new_tensor(self.positive_weight),
             reduction="none",
         )
-        return losses.masked_fill(~given, 0.0).sum() / given.sum().clamp(min=1)
+        return global_mean(losses[given])
 
     def decode(self, outputs: Tensor) -> Tensor:
         """See `Target.decode`: probabilities, corrected for the weights used in training."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyfm.shared.errors import DataError
+from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.training.targets.target import OTHER_CLASSES, Target
 
 
@@ -64,7 +65,7 @@ class MultiClass(Target):
         labels = torch.where(given, values, -100.0).long()
         weight = outputs.new_tensor(self.class_weight)
         losses = F.cross_entropy(outputs, labels, weight=weight, reduction="none")
-        return losses.sum() / given.sum().clamp(min=1)
+        return global_mean(losses[given])
 
     def decode(self, outputs: Tensor) -> Tensor:
         """See `Target.decode`: probabilities, corrected for the weights used in training."""

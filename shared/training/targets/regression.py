@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from polyfm.shared.errors import DataError
+from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.training.targets.target import Target, average_columns, given_columns
 
 
@@ -53,8 +54,8 @@ class Regression(Target):
         """See `Target.loss`."""
         mean, scale = outputs.new_tensor(self.mean), outputs.new_tensor(self.scale)
         given = ~values.isnan()
-        error = (outputs - (values - mean) / scale).masked_fill(~given, 0.0)
-        return error.square().sum() / given.sum().clamp(min=1)
+        error = (outputs - (values - mean) / scale)[given]
+        return global_mean(error.square())
 
     def decode(self, outputs: Tensor) -> Tensor:
         """See `Target.decode`: own unit."""

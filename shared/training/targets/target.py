@@ -46,7 +46,7 @@ class Target:
         return len(self.names)
 
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """Mean over given labels; missing ones (NaN) do not count.
+        """Mean over the given labels of all processes, of which it is this one's share (`Ranks.mean`); NaN is missing.
 
         Args:
             outputs: (B, outputs) of the head.

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from polyfm.shared.objectives.gather import Ranks, global_mean
+from polyfm.shared.objectives.gather import Ranks, global_mean, reachable, sums
+from polyfm.shared.tokens.tokens import Tokens
 
 
 def test_one_process_gathers_its_own_rows() -> None:
@@ -31,3 +35,33 @@ def test_the_mean_of_nothing_is_zero_and_connected() -> None:
     loss.backward()
     assert loss == 0
     assert torch.equal(leaf.grad, torch.zeros(2))  # type: ignore[arg-type]
+
+
+def test_rows_are_fetched_by_number_and_gradients_come_back() -> None:
+    rows = torch.rand(3, 2, requires_grad=True)
+    fetched = Ranks.of(rows).fetch(rows, torch.tensor([2, 0, 2]))
+    assert torch.equal(fetched, rows[[2, 0, 2]])
+    fetched.sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[1, 1], [0, 0], [2, 2]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_sequences_of_one_process_are_its_own(packed: bool) -> None:
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    tokens = Tokens(x=torch.rand(3, 2, 4), positions=torch.rand(3, 2, 1), mask=mask)
+    tokens = tokens.pack() if packed else tokens
+    rows, wanted = torch.tensor([0, 2]), torch.tensor([1, 1, 0])
+    found, where = reachable(Ranks.of(rows), tokens, rows, wanted)
+    assert torch.equal(found.select(where).x, tokens.select(torch.tensor([2, 2, 0])).x)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), max_size=4), min_size=1, max_size=4))
+def test_sums_of_chunks_make_up_the_mean(chunks: list[list[float]]) -> None:
+    total, number = 0.0, 0
+    for chunk in chunks:
+        with sums() as numbers:
+            total += float(global_mean(torch.tensor(chunk, dtype=torch.float64)))
+        number += numbers[0]
+    whole = torch.tensor([value for chunk in chunks for value in chunk], dtype=torch.float64)
+    assert total / max(number, 1) == pytest.approx(float(global_mean(whole)), abs=1e-9)

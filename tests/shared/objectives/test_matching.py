@@ -111,6 +111,21 @@ def test_missing_rows_count_for_nothing(bench: Any, make: Any, subset: Any, pack
         torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunks", [2, 3, 50])
+def test_wrong_pairs_may_go_through_the_fusion_in_parts(bench: Any, make: Any, chunks: int) -> None:
+    tested, batch = bench(Matching(**ARGUMENTS)), make(ALL, ALL)
+    expected = tested.grads(batch)
+    tested.model.zero_grad()
+    tested.objective.zero_grad()
+    views = tested.views(batch)
+    views.chunks = chunks
+    loss = tested.objective(views, batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, tested.loss(batch))
+    for name, gradient in tested.touched().items():
+        torch.testing.assert_close(gradient, expected[f"model.{name}"], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("smiles", "properties"), [([True], [True]), ([True, False], [False, True]), ([True, False], [True, False])]
 )

@@ -170,6 +170,12 @@ def test_predictions_are_vectors_of_the_rows_that_exist(pretrain: Pretrain, toy:
     torch.testing.assert_close(found["table"]["projected"].norm(dim=1), torch.ones(6))
 
 
+def test_a_chunk_below_nothing_is_refused(pretrain: Pretrain) -> None:
+    with pytest.raises(RecipeError, match="expected at least 1, or 0 for all, not -1") as error:
+        pretrain(chunk=-1)
+    assert error.value.where == "model.chunk"
+
+
 @pytest.mark.parametrize(
     ("settings", "where"),
     [

@@ -49,6 +49,7 @@ def run(
         accumulate: int = 1,
         workers: int = 0,
         valid: int = 8,
+        chunk: int = 0,
         **more: Any,
     ) -> tuple[Watch, dict[str, Any]]:
         torch.manual_seed(99)  # nothing may depend on it
@@ -62,6 +63,7 @@ def run(
             gradients=GradientPolicy({"next_value": 5.0}),
             optimizer=AdamW(lr=1e-2, warmup=0.3),
             stages=stages,
+            chunk=chunk,
         )
         data = toy(n=16 + 2 * valid, valid=valid, num_workers=workers)
         data.seed = 5
@@ -140,6 +142,8 @@ OTHERS: dict[str, tuple[Callable[[], None], Point, dict[str, Any]]] = {
         ("validation every other pass", ("step end", 0, BATCHES - 1), {"check_val_every_n_epoch": 2}),
         ("a number of steps", ("validation", 1, 1), {"max_steps": 2 * BATCHES}),
         ("part of the batches", ("epoch start", 1, -1), {"limit_train_batches": 3}),
+        ("batches in chunks", ("step start", 1, 2), {"chunk": 3, "accumulate": 3}),
+        ("batches in chunks, in validation", ("validation", 1, 0), {"chunk": 3, "val_check_interval": 2}),
         ("part of the batches, with workers", ("validation", 1, 0), {"limit_train_batches": 3, "workers": 2}),
     )
 }
@@ -148,7 +152,7 @@ OTHERS: dict[str, tuple[Callable[[], None], Point, dict[str, Any]]] = {
 def test_the_matrix_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nresume in process: {len(MATRIX)} cases of the matrix, {len(OTHERS)} others")
-    assert (len(MATRIX), len(OTHERS)) == (2 * 13 * 2 * 2, 20)
+    assert (len(MATRIX), len(OTHERS)) == (2 * 13 * 2 * 2, 24)
 
 
 _WHOLE: dict[str, tuple[Watch, dict[str, Any]]] = {}
