@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser, Refused, canonicalise
 from polyfm.domains.molecules.duplicates import first_rows, merge_labels
-from polyfm.domains.molecules.labels import parse_labels
 from polyfm.domains.molecules.structure_files import TITLE, Record, StructureFile, open_structures
+from polyfm.shared.data.labels import parse_labels
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
 from polyfm.shared.data.tabular import Table
 from polyfm.shared.errors import DataError, UsageError

@@ -32,6 +32,8 @@ EPILOG = """options of the recipe (any key of its YAML):
   --data.split NAME           how to split; the domain's README lists the names
   --trainer.max_epochs N      passes over the data       --trainer.max_time 00:00:30:00
   --trainer.precision bf16-mixed                         --trainer.accelerator cpu
+  --trainer.devices N         processes, one a device    --trainer.strategy fsdp2 splits the weights among them
+  --model.chunk N             pre-training: samples encoded at once; the loss stays that of the whole batch
   --model.optimizer.lr X      learning rate              --model.optimizer.layer_decay X
   --model.kind KIND           regression, binary or multiclass, if the labels do not say it
   --model.train_blocks K      fine-tuning: -1 full, 0 frozen, k the last k blocks

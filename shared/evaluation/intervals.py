@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-FEWEST = 5
-"""Items that an interval needs: resamples of fewer are nearly all alike."""
+FEWEST = 2
+"""Items that an interval needs: of one, all resamples are alike."""
 
 
 def bootstrap(

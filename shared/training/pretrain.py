@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import Encoder, Fusion, MultimodalModel
 from polyfm.shared.data.batch import Batch
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
@@ -59,8 +59,7 @@ class PretrainTask(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_names(gradients.weights, objectives, "model.gradients.weights")
-        if chunk < 0:
-            raise RecipeError(f"expected at least 1, or 0 for all, not {chunk}", where="model.chunk")
+        require(chunk >= 0, "model.chunk", "at least 1, or 0 for all", chunk)
         for name, stage in stages.items():
             _check_names(stage.objectives, objectives, f"model.stages.{name}.objectives")
         # Default objects are shared by all tasks of a process; a task switches its own to training and back.

@@ -32,7 +32,12 @@ def test_small_size_shows_shapes_labels_a_step_time_and_memory(polyfm: Polyfm, r
     assert shown.code == 0, shown.err
     assert "smiles: 8 of 8 samples have it; rows (8,), ids (" in shown.out
     assert re.search(r"label activity: [\d.]+ to [\d.]+, mean [\d.]+, sd [\d.]+; 0 missing", shown.out)
-    assert re.search(r"label active: \d+ positive, \d+ negative; 0 missing", shown.out)
+    assert "to predict: activity, active (regression; judging by the labels" in shown.out
+    assert "label active: 0 to 1, mean" in shown.out
+    only = polyfm(
+        "check", "molecules/property", "--size", "small", "--data.path", runs.data, "--data.targets", "active"
+    )
+    assert re.search(r"label active: \d+ positive, \d+ negative; 0 missing", only.out)
     assert re.search(r"one step of 32 samples: loss [\d.]+, [\d.]+ s on \d+ threads", shown.out)
     assert re.search(r"parameters: 0\.\d\d million", shown.out)
     assert re.search(r"memory: about \d+ MiB", shown.out)

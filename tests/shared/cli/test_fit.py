@@ -163,6 +163,8 @@ class TestRefused:
         "no pass": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_epochs=0"], 2, "trainer.max_epochs must be at least 1, or -1"),
         "several columns": (["SMALL", "--data.path", "DATA", "--data.targets=activity,active"], 3, "Several are written [activity,active]"),
         "a constant": (["SMALL", "--data.path", "CONSTANT", "--data.targets=y", "--model.kind=regression"], 3, "column 'y' has the same value 1 in all training rows"),
+        "another tokenizer than the run's": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--init_from", "SPMM", "--data.tokenizer=BpeTokenizer"], 2, "Leave out options that choose other parts, such as --data.tokenizer"),
+        "words as numbers": (["SMALL", "--data.path", "WORDS", "--data.targets=y", "--model.kind=regression"], 3, "column 'y' names 2 classes in words, such as 'off'. Leave out --model.kind regression"),
         "no member": (["SMALL", "--data.path", "DATA", "--ensemble", "0"], 2, "--ensemble needs a number of at least 1"),
         "ensemble of a pre-training": (["molecules/spmm", "--size", "small", "--data.path", "DATA", "--ensemble", "2"], 2, "--ensemble is for fine-tuning recipes"),
     }  # fmt: skip
@@ -174,7 +176,14 @@ class TestRefused:
         (tmp_path / "empty.csv").touch()
         constant = pd.read_csv(runs.data).assign(y=1)
         constant.to_csv(tmp_path / "constant.csv", index=False)
-        named = {"DATA": runs.data, "FOLDER": tmp_path, "EMPTY": tmp_path / "empty.csv", "SPMM": runs.spmm}
+        pd.read_csv(runs.data).assign(y=["on", "off"] * 40).to_csv(tmp_path / "words.csv", index=False)
+        named = {
+            "WORDS": tmp_path / "words.csv",
+            "DATA": runs.data,
+            "FOLDER": tmp_path,
+            "EMPTY": tmp_path / "empty.csv",
+            "SPMM": runs.spmm,
+        }
         named |= {"CONSTANT": tmp_path / "constant.csv"}
         given: list[Any] = []
         for word in words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_what_is_left_out_is_listed_with_reasons(polyfm: Polyfm, runs: Any, tmp_
     assert "1 of 2 rows left out" in shown.out
     assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == ["a"]
     assert pd.read_csv(tmp_path / "p.quarantine.csv")["item"].tolist() == ["not a molecule"]
+
+
+def test_what_is_read_is_never_overwritten(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    shutil.copy(runs.data, tmp_path / "same.csv")
+    shown = polyfm("predict", runs.property, tmp_path / "same.csv", "--out", tmp_path / "." / "same.csv")
+    assert (shown.code, "this is the file that is read. Give --out another name" in shown.err) == (2, True)
+    assert (tmp_path / "same.csv").read_bytes() == runs.data.read_bytes()
+
+
+def test_a_list_of_what_was_left_out_does_not_outlive_its_result(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.quarantine.csv").write_text("of an earlier file")
+    assert polyfm("predict", runs.property, runs.data, "--out", tmp_path / "p.csv").code == 0
+    assert not (tmp_path / "p.quarantine.csv").exists()
 
 
 def test_wrong_inputs(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_metrics_of_a_fine_tuned_part(fitted: Any) -> None:
     task, data = fitted
     found = measure(task, data, "valid")
     assert found == task.target.metrics(collect(task, data, "valid"), data.target_values(data.part("valid")))
-    assert set(found) >= {"rmse", "sum/rmse", "yes/rmse"}
+    assert set(found) >= {"nrmse", "sum/rmse", "yes/rmse"}
 
 
 def test_losses_of_a_pre_trained_part_are_means_over_items(
@@ -67,8 +67,9 @@ def test_the_model_and_its_baselines_are_measured_on_the_same_rows(fitted: Any) 
     values = data.target_values(data.part("test"))
     data.baselines = lambda target: {"perfect": lambda: values, "mean": lambda: np.tile(values.mean(0), (4, 1))}
     metrics, panels = judge(task.target, data, collect(task, data, "test"))
-    assert metrics["baseline/perfect/rmse"] == 0
-    assert metrics["baseline/mean/rmse"] == pytest.approx(values.std(0).mean())
+    assert metrics["baseline/perfect/nrmse"] == metrics["baseline/perfect/sum/rmse"] == 0
+    assert metrics["baseline/mean/sum/rmse"] == pytest.approx(values.std(0)[0])
+    assert "test/rmse" not in metrics  # of two units there is no mean
     assert metrics["test/rows"] == 4
     assert metrics["test/nrmse_low"] <= metrics["test/nrmse"] <= metrics["test/nrmse_high"]
     assert [panel.title for panel in panels] == [

@@ -54,6 +54,17 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
     assert stopped.value.code == 130
 
 
+def test_not_even_a_second_ctrl_c_breaks_a_file_that_is_being_written() -> None:
+    with Signals() as signals:
+        signals.patient = signals.writing = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        signals.writing = False
+        with pytest.raises(Stopped) as stopped:
+            send(signal.SIGINT)
+    assert stopped.value.code == 130
+
+
 def test_what_listened_before_listens_again() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Signals():

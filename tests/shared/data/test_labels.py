@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyfm.domains.molecules.labels import parse_labels
+from polyfm.shared.data.labels import parse_labels
 from polyfm.shared.errors import DataError
 
 PATH = Path("assay.csv")
@@ -37,9 +37,11 @@ def test_words_of_a_single_column_are_classes_in_alphabetical_order() -> None:
     ("columns", "message"),
     [
         ({"a": ["1", ">10", "3", "5,2"]}, "row 2, column 'a' holds '>10' and 1 more like it (rows 4)"),
+        ({"a": ["1,5", "2,5", "1,5", "2,5"]}, "row 1, column 'a' holds '1,5' and 3 more like it"),
+        ({"a": [">10", "<1", ">10", "<1"]}, "column 'a' holds '>10'"),
         ({"a": ["1", "inf"]}, "row 2, column 'a' holds 'inf'"),
         ({"a": ["x", "y", "x"], "b": ["1", "2", "3"]}, "column 'a' holds 'x' and 2 more like it (rows 2, 3)"),
-        ({"a": ["each", "of", "them", "is", "different", "!"]}, "(rows 2, 3, 4, 5, 6); expected numbers"),
+        ({"a": ["each", "of", "them", "is", "different", "!"]}, "(rows 2, 3, 4, 5, 6); expected a number"),
         ({"a": ["1", *"abcdefghij"]}, "(rows 3, 4, 5, 6, 7 …)"),
     ],
 )

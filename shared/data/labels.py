@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from polyfm.shared.errors import DataError
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 _MOST_CLASSES = 100
+_LIKE_A_NUMBER = re.compile(r"[<>=~≤≥+-]*\s*(\d|inf)", re.IGNORECASE)
+"""``>10``, ``1,5``, ``-inf``: no class is called so."""
 _SHOWN = 5
 
 
@@ -41,19 +44,20 @@ def parse_labels(
         words = [columns[name][index].strip() for index in wrong]
         classes = sorted(set(words))
         only_words = len(wrong) == sum(not math.isnan(value) for value in numbers)
+        no_numbers = not any(_LIKE_A_NUMBER.match(word) for word in classes)
         few = len(classes) <= min(_MOST_CLASSES, max(len(words) // 2, 1))
-        if len(columns) == 1 and only_words and few:
+        if len(columns) == 1 and only_words and no_numbers and few:
             index = {word: float(number) for number, word in enumerate(classes)}
             found = [index.get(cell.strip(), math.nan) for cell in columns[name]]
             return np.array(found, dtype=np.float64)[:, None], classes
         more = [rows[index] for index in wrong[1:]]
         others = f" and {len(more)} more like it (rows {_listed(more)})" if more else ""
         raise DataError(
-            f"row {rows[wrong[0]]}, column {name!r} holds {_short(columns[name][wrong[0]])!r}{others}; expected "
-            "numbers, true and false, yes and no, or nothing",
+            f"row {rows[wrong[0]]}, column {name!r} holds {_short(columns[name][wrong[0]])!r}{others}; expected a "
+            "number, true or false, yes or no, or nothing",
             where=path,
-            remedy="Correct the cells, or leave them empty where the value is unknown. Words are classes where they "
-            "fill a single label column and repeat",
+            remedy="Correct the cell, or leave it empty where the value is unknown; words are classes where they fill "
+            "a single label column and repeat",
         )
     return np.array(list(values.values()), dtype=np.float64).reshape(len(values), len(rows)).T, []
 
