@@ -21,11 +21,12 @@ def fingerprints(smiles: Sequence[str]) -> np.ndarray:
     Args:
         smiles: Canonical.
     """
-    from rdkit import Chem
+    from rdkit import Chem, rdBase
     from rdkit.Chem import rdFingerprintGenerator
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles])
+    with rdBase.BlockLogs():
+        return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles])
 
 
 def descriptors_2d(smiles: Sequence[str]) -> np.ndarray:

@@ -217,7 +217,9 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     if source.is_transformers:
         name = source.modality or next(iter(encoders))
         what = f"{name} from {source.path}"
-        print(Pretrained(source.path).load_into(encoders[name], what=what, at_least=source.at_least))
+        pretrained = Pretrained(source.path)
+        print(pretrained.load_into(encoders[name], what=what, at_least=source.at_least))
+        pretrained.hand_tokenizer(cli.datamodule, name)
         return
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
