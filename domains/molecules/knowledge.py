@@ -83,7 +83,7 @@ class KnowledgeGraph:
         blocks = [smiles[start : start + _BLOCK] for start in range(0, len(smiles), _BLOCK)]
         return [self._vote(*pair) for block in blocks for pair in zip(block, self._similarities(block), strict=True)]
 
-    def _vote(self, smiles: str, similar: NDArray[np.float64]) -> NDArray[np.int64] | None:
+    def _vote(self, smiles: str, similar: NDArray[np.float32]) -> NDArray[np.int64] | None:
         if smiles in self._places:
             similar[self._places[smiles]] = 0.0
         near = np.argsort(-similar, kind="stable")[:NEAREST]
@@ -94,22 +94,17 @@ class KnowledgeGraph:
         best = sorted(votes, key=lambda name: (-votes[name], name))[: self.limit]
         return np.array(best, dtype=np.int64) if best else None
 
-    def _similarities(self, smiles: Sequence[str]) -> NDArray[np.float64]:
+    def _similarities(self, smiles: Sequence[str]) -> NDArray[np.float32]:
         """(n, molecules) Tanimoto similarity of ECFP4."""
-        from scipy.sparse import csr_array
-
-        bits = csr_array(fingerprints(smiles).astype(np.float64))
-        common = (bits @ self._bits.T).toarray()
-        either = bits.sum(1)[:, None] + self._bits.sum(1)[None] - common
-        similarities: NDArray[np.float64] = common / np.maximum(either, 1)
+        bits = fingerprints(smiles).astype(np.float32)
+        common = bits @ self._bits.T
+        similarities: NDArray[np.float32] = common / (bits.sum(1)[:, None] + self._bits.sum(1) - common).clip(min=1)
         return similarities
 
     @cached_property
-    def _bits(self) -> Any:
-        from scipy.sparse import csr_array, vstack
-
-        starts = range(0, len(self.molecules), _BLOCK)
-        return vstack([csr_array(fingerprints(self.molecules[i : i + _BLOCK]).astype(np.float64)) for i in starts])
+    def _bits(self) -> NDArray[np.float32]:
+        """(molecules, 2048)."""
+        return fingerprints(self.molecules).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         """What was built, as primitives."""
