@@ -56,7 +56,9 @@ def read_links(text: str) -> list[tuple[int, str]]:
             begun = opening.match(sentence)
             if begun is None:
                 continue
-            for target in _NEXT.split(sentence[begun.end() :].rstrip(" .;")):
+            targets = _NEXT.split(sentence[begun.end() :].rstrip(" .;"))
+            # A definition has one class, and then tells of groups, chains and places.
+            for target in targets[:1] if sentence.startswith("The ") else targets:
                 name = _ARTICLE.sub("", _REST.sub("", target)).strip()
                 if name:
                     links[RELATIONS.index(relation), name] = None

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.objectives.contrastive import InfoNCE
 from polyfm.shared.objectives.gather import global_mean
+from polyfm.shared.objectives.hinge import MaxOfHinges
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, Progress, View, Views
 from polyfm.shared.objectives.sigmoid import SigLIP
 from polyfm.shared.tokens.tokens import Features, Tokens
@@ -58,6 +59,7 @@ OBJECTIVES = {
     "InfoNCE": lambda: InfoNCE(),
     "InfoNCE with queue, soft targets and terms within a modality": lambda: InfoNCE(queue=11, soft=0.4, intra=True),
     "SigLIP": lambda: SigLIP(bias=-2.0),
+    "MaxOfHinges": lambda: MaxOfHinges(margin=0.5),
     "mean over rows": lambda: MeanOfRows(),
 }
 

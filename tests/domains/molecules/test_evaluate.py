@@ -9,6 +9,7 @@ import pytest
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
+    Embedded,
     embed_part,
     embedding_map,
     evaluate,
@@ -53,8 +54,9 @@ def test_panels_show_molecules_and_load_nothing(evaluated: Any) -> None:
 
 def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
     task, data = spmm
-    pooled, projected = embed_part(task, data, "test")["smiles"]
+    pooled, projected, rows = embed_part(task, data, "test")["smiles"]
     assert projected is not None
+    assert rows.tolist() == list(range(8))
     assert pooled.shape == (8, 32)
     np.testing.assert_allclose(np.linalg.norm(projected, axis=1), 1, atol=1e-5)
     batch = next(iter(data.batches_from([data.table.smiles[i] for i in data.part("test")])))
@@ -64,9 +66,16 @@ def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
 
 def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.eye(8)
-    both = {"smiles": (vectors, vectors), "properties": (vectors, vectors), "other": (vectors, None)}
-    monkeypatch.setattr("polyfm.domains.molecules.evaluate.embed_part", lambda *_: both)
-    metrics, found = retrieval_metrics(*spmm)
+    rows = np.arange(8)
+    embedded = {
+        "smiles": Embedded(vectors, vectors, rows),
+        "properties": Embedded(vectors[2:], vectors[2:], rows[2:]),  # two molecules lack them
+        "other": Embedded(vectors, None, rows),
+    }
+    monkeypatch.setattr("polyfm.domains.molecules.evaluate.embed_part", lambda *_: embedded)
+    metrics, found, pool = retrieval_metrics(*spmm)
+    assert pool.tolist() == [2, 3, 4, 5, 6, 7]
+    assert found["smiles → properties"].pool == 6
     assert set(found) == {"smiles → properties", "properties → smiles"}
     assert metrics["retrieval/smiles-properties/r@1"] == metrics["retrieval/properties-smiles/mrr"] == 1.0
 

@@ -1,0 +1,143 @@
+"""The knowledge graph: what it holds, who is a neighbour, and above all that no molecule is told its own description."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.knowledge import KnowledgeGraph
+from polyfm.domains.molecules.phrases import RELATIONS
+from polyfm.domains.molecules.synthetic import synthetic_molecules
+
+IS_A, HAS_ROLE = RELATIONS.index("is a"), RELATIONS.index("has role")
+ALCOHOLS = ["CCCCCCO", "CCCCCCCO", "CCCCCCCCO"]
+TEXTS = [
+    "The molecule is a fatty alcohol. It has a role as a dye.",
+    "The molecule is a fatty alcohol. It has a role as a plant metabolite.",
+    "The molecule is a fatty alcohol. It has a role as a plant metabolite.",
+]
+
+
+@pytest.fixture
+def graph() -> KnowledgeGraph:
+    return KnowledgeGraph(20).fit([*ALCOHOLS, "c1ccccc1"], [*TEXTS, None])
+
+
+def names(graph: KnowledgeGraph, found: np.ndarray | None) -> list[str]:
+    return [] if found is None else [graph.names[i] for i in found]
+
+
+def test_names_that_connect_and_the_molecules_that_have_them(graph: KnowledgeGraph) -> None:
+    """`dye` occurs once; benzene has no description."""
+    assert graph.names == ["fatty alcohol", "plant metabolite"]
+    assert graph.molecules == ALCOHOLS
+    assert len(graph) == 5
+    assert graph.facts("CCCCCCO").tolist() == [[2, IS_A, 0]]
+    assert graph.facts("CCCCCCCO").tolist() == [[3, IS_A, 0], [3, HAS_ROLE, 1]]
+    assert graph.facts("c1ccccc1") is None
+
+
+def test_neighbours_by_hand(graph: KnowledgeGraph) -> None:
+    """Similar alcohols vote; benzene has no relative; a molecule of the graph is not asked about itself."""
+    assert names(graph, graph.neighbours(["CCCCCO"])[0]) == ["fatty alcohol", "plant metabolite"]
+    assert graph.neighbours(["c1ccccc1", "N"]) == [None, None]
+    only = KnowledgeGraph(20).fit(ALCOHOLS[:2], ["It is a thiol.", "It is a thiol."])
+    assert names(only, only.neighbours([ALCOHOLS[0]])[0]) == ["thiol"]
+    alone = KnowledgeGraph(20)
+    alone.load({**only.state(), "molecules": only.molecules[:1], "links": only.links[:1]})
+    assert alone.neighbours([ALCOHOLS[0]]) == [None]
+    assert names(alone, alone.neighbours(["CCCCCCCCCO"])[0]) == ["thiol"]
+
+
+def test_nearer_molecules_weigh_more() -> None:
+    smiles = ["CCCCCCO", "CCCCCCCO", "CCCCCCN", "CCCCCCCN"]
+    graph = KnowledgeGraph(20).fit(smiles, ["It is an alcohol."] * 2 + ["It is an amine."] * 2)
+    assert names(graph, graph.neighbours(["CCCCCCCCO"])[0])[0] == "alcohol"
+    assert names(graph, graph.neighbours(["CCCCCCCCN"])[0])[0] == "amine"
+    narrow = KnowledgeGraph(20, neighbours=1)
+    narrow.load(graph.state())
+    assert names(narrow, narrow.neighbours(["CCCCCCCCN"])[0]) == ["amine"]
+
+
+def test_one_at_a_time_or_all_at_once(graph: KnowledgeGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = synthetic_molecules(60)
+    graph.fit(list(table.smiles), list(table.description))
+    whole = graph.neighbours(list(table.smiles))
+    assert any(found is not None for found in whole)
+    monkeypatch.setattr("polyfm.domains.molecules.knowledge._BLOCK", 7)
+    for ours, theirs in zip(graph.neighbours(list(table.smiles)), whole, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or ours.tolist() == theirs.tolist()
+
+
+def test_rare_names_and_late_molecules_give_way_to_the_limit() -> None:
+    small = KnowledgeGraph(3).fit(ALCOHOLS, TEXTS)
+    assert (small.names, len(small)) == (["fatty alcohol", "plant metabolite"], 3)
+    assert small.facts(ALCOHOLS[0]) is not None
+    assert small.facts(ALCOHOLS[1]) is None
+    assert names(small, small.neighbours(["CCCCCO"])[0]) == ["fatty alcohol", "plant metabolite"]
+    assert KnowledgeGraph(1).fit(ALCOHOLS, TEXTS).names == ["fatty alcohol"]
+
+
+def test_state_is_plain_and_gives_the_same(graph: KnowledgeGraph) -> None:
+    again = KnowledgeGraph(20)
+    again.load(json.loads(json.dumps(graph.state())))
+    assert names(again, again.neighbours(["CCCCCO"])[0]) == ["fatty alcohol", "plant metabolite"]
+    assert again.facts("CCCCCCCO").tolist() == graph.facts("CCCCCCCO").tolist()
+
+
+def test_nothing_described_is_an_empty_graph() -> None:
+    graph = KnowledgeGraph(20).fit(ALCOHOLS, [None] * 3)
+    assert len(graph) == 0
+    assert graph.neighbours(ALCOHOLS) == [None] * 3
+    assert graph.neighbours([]) == []
+
+
+class TestNoLeak:
+    """Neighbours and descriptions come from one text: a molecule must never be told its own."""
+
+    def modules(self, tmp_path: object, part: str) -> tuple[MoleculeDataModule, MoleculeDataModule, int]:
+        """The same file twice, the second with another description of one molecule of a part."""
+        table = synthetic_molecules(80)
+        table["fold"] = ["train"] * 60 + ["valid"] * 10 + ["test"] * 10
+        row = {"train": 5, "valid": 65, "test": 75}[part]
+        modules = []
+        for name in ("first", "second"):
+            path = f"{tmp_path}/{name}.csv"
+            if name == "second":
+                table.loc[row, "description"] = "The molecule is a member of the class of indoles. It has a role as a dye."
+            table.to_csv(path, index=False)
+            data = MoleculeDataModule(path, split="fold", modalities=["graph", "text", "knowledge"], text_vocabulary=300)
+            data.setup()
+            modules.append(data)
+        return modules[0], modules[1], row
+
+    @pytest.mark.parametrize("part", ["train", "valid", "test"])
+    def test_neighbours_do_not_depend_on_one_s_own_description(self, tmp_path: object, part: str) -> None:
+        first, second, row = self.modules(tmp_path, part)
+        assert first.table.text is not None
+        assert second.table.text is not None
+        assert first.table.text[row] != second.table.text[row]
+        ours, theirs = first._neighbours[row], second._neighbours[row]
+        assert ours is not None
+        assert theirs is not None
+        assert [first.knowledge.names[i] for i in ours] == [second.knowledge.names[i] for i in theirs]
+
+    @pytest.mark.parametrize("part", ["valid", "test"])
+    def test_the_graph_knows_nothing_of_what_is_kept_out(self, tmp_path: object, part: str) -> None:
+        first, second, row = self.modules(tmp_path, part)
+        assert first.knowledge.state() == second.knowledge.state()
+        kept_out = [first.table.smiles[i] for i in first.part(part)]
+        assert all(first.knowledge.facts(smiles) is None for smiles in kept_out)
+        assert not set(kept_out) & set(first.knowledge.molecules)
+        samples = first.collate(first.make_samples([k for k in _keys(first.part(part))]))
+        assert len(samples["facts"].rows) == 0
+
+
+def _keys(rows: np.ndarray) -> list:  # type: ignore[type-arg]
+    from polyfm.shared.data.sampler import Key
+
+    return [Key(int(row), 0) for row in rows]
