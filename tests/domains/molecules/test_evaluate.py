@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,48 @@ def test_a_large_map_is_thinned(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> 
     )
     embedding_map(*spmm)
     assert drawn == [20, 20, 20]
+
+
+@pytest.fixture(scope="module")
+def evaluated_molfm(molfm: Spmm) -> Any:
+    return evaluate(*molfm)
+
+
+class TestMolfm:
+    def test_every_measure_of_both_recipes_is_there(self, evaluated_molfm: Any) -> None:
+        metrics, panels = evaluated_molfm
+        for direction in ("graph-text", "text-graph"):
+            for way in (direction, f"{direction}+re-ranked"):
+                low, high = (metrics[f"retrieval/{way}/mrr/{end}"] for end in ("low", "high"))
+                assert 0 < low <= metrics[f"retrieval/{way}/mrr"] <= high <= 1
+                assert metrics[f"retrieval/{way}/r@1"] <= metrics[f"retrieval/{way}/r@10"] == 1  # of eight
+        for direction in ("molecule-text", "text-molecule"):
+            assert metrics[f"baseline/tfidf_ridge/{direction}/mrr"] > 0.4  # invented texts name the parts
+        assert 0 <= metrics["captions/bleu4"] <= metrics["captions/bleu2"] <= 1
+        assert {"exact", "validity", "levenshtein", "bleu"} <= {
+            name.removeprefix("text_to_smiles/") for name in metrics if name.startswith("text_to_smiles/")
+        }
+        titles = [panel.title for panel in panels]
+        assert titles[0] == "Retrieval"
+        assert titles[-1] == "Map of molecules"
+        assert set(titles[1:-1]) == {"Written descriptions", "Molecules written for descriptions"}
+
+    def test_panels_show_texts_where_texts_are_asked_or_answer(self, evaluated_molfm: Any) -> None:
+        _, (retrieval, *rest) = evaluated_molfm
+        assert "graph → text, re-ranked" in retrieval.body
+        assert "text → molecule, words to ECFP4 by ridge" in retrieval.body
+        assert retrieval.body.count("<p>The molecule is a member") >= 12
+        assert "wanted" in rest[0].body
+
+    def test_molecules_without_a_text_are_no_part_of_the_pool(
+        self, molfm: Spmm, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task, data = molfm
+        assert data.table.text is not None
+        silent = int(data.part("test")[2])
+        texts = [None if i == silent else text for i, text in enumerate(data.table.text)]
+        monkeypatch.setattr(data, "table", dataclasses.replace(data.table, text=texts))
+        _, found, pool = retrieval_metrics(task, data)
+        assert pool.tolist() == [0, 1, 3, 4, 5, 6, 7]
+        assert {result.pool for result in found.values()} == {7}
+        assert "captions/bleu2" in evaluate(task, data)[0]
