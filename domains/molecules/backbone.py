@@ -19,9 +19,7 @@ class AtomGIN(GIN):
         size: Width inside, as of the embedder's vectors, from which a linear layer goes to D at the end; 0 for D.
     """
 
-    def __init__(
-        self, width: int, depth: int = 5, fields: str = "full", dropout: float = 0.0, size: int = 0
-    ) -> None:
+    def __init__(self, width: int, depth: int = 5, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
         super().__init__(size or width, depth, [field.size for field in field_set(fields).bonds], dropout=dropout)
         if size:
             self.norm = nn.Linear(size, width)

@@ -57,13 +57,11 @@ def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], lis
     return metrics, panels
 
 
-def retrieval_metrics(
-    task: Any, data: MoleculeDataModule
-) -> tuple[dict[str, float], dict[str, Retrieval], np.ndarray]:
+def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], dict[str, Retrieval], np.ndarray]:
     """Recall and reciprocal rank between every two modalities that are projected.
 
-    A model that was trained with margins is one for retrieval: its answers are also re-ranked by its matching head. Beside
-    texts stands the linear baseline, trained on the same pairs.
+    A model that was trained with margins is one for retrieval: its answers are also re-ranked by its matching head.
+    Beside texts stands the linear baseline, trained on the same pairs.
 
     Args:
         task: Pre-trained.
@@ -114,7 +112,9 @@ def reranked(task: Any, data: MoleculeDataModule, head: Matching) -> dict[str, R
         head: Of the task.
     """
     parts = {
-        name: candidates(task, head, data.loader(name, shuffle=False)) for name in ("valid", "test") if len(data.part(name))
+        name: candidates(task, head, data.loader(name, shuffle=False))
+        for name in ("valid", "test")
+        if len(data.part(name))
     }
     alpha = best_alpha(parts.get("valid", parts["test"]))
     a, b = leading(head.a), leading(head.b)
@@ -167,7 +167,13 @@ def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, Embe
             seen[name].append(Embedded(features.pooled.float().cpu().numpy(), projected, rows))
         start += len(batch)
     return {
-        name: Embedded(*(None if column[0] is None else np.concatenate(column) for column in zip(*found, strict=True)))
+        name: Embedded(
+            pooled=np.concatenate([each.pooled for each in found]),
+            projected=None
+            if task.model.encoders[name].projection is None
+            else np.concatenate([each.projected for each in found if each.projected is not None]),
+            rows=np.concatenate([each.rows for each in found]),
+        )
         for name, found in seen.items()
     }
 
@@ -201,8 +207,9 @@ def retrieval_panel(
             asked = side(asking, query, f"query; right answer at rank {result.ranks[query]:.0f}")
             body += f'<div class="pair">{asked}<span class="arrow">→</span><div class="cards">{answers}</div></div>'
     note = (
-        "Each test molecule is looked up by its other modality among all test molecules that have both. Properties have "
-        "no picture: the molecule that has them is drawn. Queries are drawn at random; the right answer has a green frame."
+        "Each test molecule is looked up by its other modality among all test molecules that have both. Properties "
+        "have no picture: the molecule that has them is drawn. Queries are drawn at random; the right answer has a "
+        "green frame."
     )
     return Panel(title="Retrieval", body=body, note=note, wide=True)
 
@@ -256,8 +263,8 @@ def described(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], Pa
         for i, said, right in zip(chosen[:6], written[:6], wanted[:6], strict=True)
     )
     note = (
-        f"Written by beam search (k = 2) for {len(written)} test molecules: {_listed(metrics)}. ChEBI's phrases repeat: BLEU "
-        "is high before anything is understood."
+        f"Written by beam search (k = 2) for {len(written)} test molecules: {_listed(metrics)}. Phrases of such texts "
+        "repeat: BLEU is high before anything is understood."
     )
     return metrics, Panel(title="Written descriptions", body=body, note=note, wide=True)
 

@@ -1,8 +1,8 @@
 """Writing: SMILES for properties or a description, descriptions of molecules; and telling properties from SMILES.
 
 SPMM (Chang and Ye, Nat. Commun. 2024): k-beam search over SMILES with the properties as context, the learnt "unknown"
-vector for every property that is not given; properties one after the other with the SMILES as context. MolFM (Luo et al.,
-arXiv 2307.09484): descriptions with atoms and neighbours as context, SMILES with the description as context.
+vector for every property that is not given; properties one after the other with the SMILES as context. MolFM (Luo et
+al., arXiv 2307.09484): descriptions with atoms and neighbours as context, SMILES with the description as context.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def write(
     """
     objective = objective_of(task, CausalLM, *WRITERS[modality], modality=modality)
     text = data.text_tokenizer
-    start, end, decode = (text.start, text.end, text.decode) if modality == "text" else (CLS, SEP, data.tokenizer.decode)
+    start, end, decode = (
+        (text.start, text.end, text.decode) if modality == "text" else (CLS, SEP, data.tokenizer.decode)
+    )
     task.eval()
     view = clean(objective.view.context.modality)
     out: list[list[str]] = [[] for _ in samples]

@@ -73,7 +73,7 @@ class KnowledgeGraph:
         return np.array([(len(self.names) + at, relation, name) for relation, name in self.links[at]], dtype=np.int64)
 
     def neighbours(self, smiles: Sequence[str]) -> list[NDArray[np.int64] | None]:
-        """Entities of each molecule's surroundings, those of most and nearest molecules first; None where there are none.
+        """Entities around each molecule, those of most and nearest molecules first; None where there are none.
 
         Args:
             smiles: n canonical. What the graph says of a molecule itself is not among them.

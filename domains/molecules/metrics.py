@@ -1,7 +1,7 @@
 """What is measured of written molecules and told properties.
 
-For wanted properties as SPMM (Chang and Ye, Nat. Commun. 2024), for a described molecule as MolT5 (Edwards et al., EMNLP
-2022) and MolFM.
+For wanted properties as SPMM (Chang and Ye, Nat. Commun. 2024), for a described molecule as MolT5 (Edwards et al.,
+EMNLP 2022) and MolFM.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def generation_metrics(
 
 
 def translation_metrics(written: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-    """How near molecules that were written for a text are to those it describes (MolT5's table 2, FCD and Text2Mol left out).
+    """How near molecules written for a text are to those that it describes: MolT5's metrics but for FCD and Text2Mol.
 
     Args:
         written: n SMILES as written, valid or not, n at least 1.
@@ -73,6 +73,7 @@ def translation_metrics(written: Sequence[str], wanted: Sequence[str]) -> dict[s
         "rdk": rdFingerprintGenerator.GetRDKitFPGenerator().GetFingerprint,
         "morgan": rdFingerprintGenerator.GetMorganGenerator(radius=2).GetSparseCountFingerprint,
     }
+    inchi: Any = Chem.MolToInchi
     similar: dict[str, list[float]] = {name: [] for name in makers}
     exact = 0
     with rdBase.BlockLogs():
@@ -80,7 +81,7 @@ def translation_metrics(written: Sequence[str], wanted: Sequence[str]) -> dict[s
             mol, other = Chem.MolFromSmiles(text) if text else None, Chem.MolFromSmiles(right)
             if mol is None:
                 continue
-            exact += Chem.MolToInchi(mol) == Chem.MolToInchi(other)
+            exact += inchi(mol) == inchi(other)
             for name, make in makers.items():
                 similar[name].append(DataStructs.TanimotoSimilarity(make(mol), make(other)))
     return {

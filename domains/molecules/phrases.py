@@ -1,7 +1,7 @@
 """ChEBI's sentences as links of a knowledge graph: "It has a role as a dye and an allergen." → has role dye, allergen.
 
-ChEBI writes its ontology out in fixed phrases, one relation a sentence, several targets joined by commas and "and". What
-fits no phrase ("It is used as …", "A biological stain, it …") is left alone.
+ChEBI writes its ontology out in fixed phrases, one relation a sentence, several targets joined by commas and "and".
+What fits no phrase ("It is used as …", "A biological stain, it …") is left alone.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     score = α cos(a, b) + (1 - α) P(match | a, b)   of the k nearest by cosine; the others stay behind them
 
-as ALBEF (Li et al., arXiv 2107.07651) and MolFM (Luo et al., arXiv 2307.09484) do: the head sees the tokens of both, but
-asking it of every pair would cost n² passes through the fusion.
+as ALBEF (Li et al., arXiv 2107.07651) and MolFM (Luo et al., arXiv 2307.09484) do: the head sees the tokens of both,
+but asking it of every pair would cost n² passes through the fusion.
 """
 
 from __future__ import annotations

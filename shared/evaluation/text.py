@@ -1,8 +1,8 @@
 """What is measured of written text against the text that was wanted: captions, reports.
 
-Texts are compared as words and marks of punctuation, case kept; figures of papers that cut texts by another tokenizer are
-not comparable. BLEU (Papineni et al., ACL 2002) is over the whole set, without smoothing; ROUGE (Lin, ACL 2004) is the mean
-F1 of the pairs.
+Texts are compared as words and marks of punctuation, case kept; figures of papers that cut texts by another tokenizer
+are not comparable. BLEU (Papineni et al., ACL 2002) is over the whole set, without smoothing; ROUGE (Lin, ACL 2004) is
+the mean F1 of the pairs.
 """
 
 from __future__ import annotations

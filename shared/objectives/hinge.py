@@ -1,4 +1,4 @@
-"""Max of hinges: the right answer beats the most similar wrong one by a margin (VSE++, Faghri et al., arXiv 1707.05612).
+"""Max of hinges: the right answer beats the most similar wrong one by a margin (VSE++, Faghri et al., 1707.05612).
 
 For n pairs of unit vectors aᵢ, bᵢ (eq. 6; KV-PLM, MoMu and MolFM fine-tune for retrieval with margin α = 0.2):
 
@@ -64,7 +64,8 @@ class MaxOfHinges(PairwiseObjective):
 
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""
-        losses, logs = [], {}
+        losses: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
         for sides in self.sides(views, batch):
             loss, more = max_of_hinges(sides.a, sides.b, self.margin, sides.groups)
             losses.append(loss)

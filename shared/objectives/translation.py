@@ -93,7 +93,8 @@ class TransE(Objective):
         """
         head, relation, tail = triples.unbind(1)
         missed = embedder.vectors(head) + self.translation(relation) - embedder.vectors(tail)
-        return missed.float().norm(p=self.norm, dim=1)
+        distance: Tensor = missed.float().norm(p=self.norm, dim=1)
+        return distance
 
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""

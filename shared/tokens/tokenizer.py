@@ -27,7 +27,7 @@ _ROLES = {
 
 
 class TextTokenizer:
-    """Byte-level byte pairs (Radford et al., 2019; Sennrich et al., arXiv 1508.07909): nothing is unknown, nothing lost.
+    """Byte pairs down to bytes (Sennrich et al., arXiv 1508.07909; GPT-2): nothing is unknown, nothing lost.
 
     Args:
         vocabulary: V, as of the embedder; the tokens learnt are at most so many.
@@ -124,9 +124,7 @@ class TextTokenizer:
         start, end, mask = (_find(tokenizer, role) for role in ("start", "end", "mask"))
         if start is None or end is None:
             lacking = "start" if start is None else "end"
-            raise DataError(
-                f"this tokenizer has no {lacking} token", remedy=f"Known are {', '.join(_ROLES[lacking])}"
-            )
+            raise DataError(f"this tokenizer has no {lacking} token", remedy=f"Known are {', '.join(_ROLES[lacking])}")
         self.start, self.end, self.mask = start, end, start if mask is None else mask
         self._tokenizer = tokenizer
 

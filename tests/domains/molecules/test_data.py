@@ -115,7 +115,9 @@ class TestReading:
         assert module(tmp_path / "x.csv", split="random").splits.counts()["train"] > 40
 
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
-        with pytest.raises(RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, text, knowledge"):
+        with pytest.raises(
+            RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, text, knowledge"
+        ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):
             MoleculeDataModule(str(molecules), targets=["activity", "activity"])

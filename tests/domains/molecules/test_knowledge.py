@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.knowledge import KnowledgeGraph
 from polyfm.domains.molecules.phrases import RELATIONS
 from polyfm.domains.molecules.synthetic import synthetic_molecules
+from polyfm.shared.data.sampler import Key
 
 IS_A, HAS_ROLE = RELATIONS.index("is a"), RELATIONS.index("has role")
 ALCOHOLS = ["CCCCCCO", "CCCCCCCO", "CCCCCCCCO"]
@@ -99,24 +101,28 @@ def test_nothing_described_is_an_empty_graph() -> None:
 class TestNoLeak:
     """Neighbours and descriptions come from one text: a molecule must never be told its own."""
 
-    def modules(self, tmp_path: object, part: str) -> tuple[MoleculeDataModule, MoleculeDataModule, int]:
+    def modules(self, tmp_path: Path, part: str) -> tuple[MoleculeDataModule, MoleculeDataModule, int]:
         """The same file twice, the second with another description of one molecule of a part."""
         table = synthetic_molecules(80)
         table["fold"] = ["train"] * 60 + ["valid"] * 10 + ["test"] * 10
         row = {"train": 5, "valid": 65, "test": 75}[part]
         modules = []
         for name in ("first", "second"):
-            path = f"{tmp_path}/{name}.csv"
+            path = str(tmp_path / f"{name}.csv")
             if name == "second":
-                table.loc[row, "description"] = "The molecule is a member of the class of indoles. It has a role as a dye."
+                table.loc[row, "description"] = (
+                    "The molecule is a member of the class of indoles. It has a role as a dye."
+                )
             table.to_csv(path, index=False)
-            data = MoleculeDataModule(path, split="fold", modalities=["graph", "text", "knowledge"], text_vocabulary=300)
+            data = MoleculeDataModule(
+                path, split="fold", modalities=["graph", "text", "knowledge"], text_vocabulary=300
+            )
             data.setup()
             modules.append(data)
         return modules[0], modules[1], row
 
     @pytest.mark.parametrize("part", ["train", "valid", "test"])
-    def test_neighbours_do_not_depend_on_one_s_own_description(self, tmp_path: object, part: str) -> None:
+    def test_neighbours_do_not_depend_on_one_s_own_description(self, tmp_path: Path, part: str) -> None:
         first, second, row = self.modules(tmp_path, part)
         assert first.table.text is not None
         assert second.table.text is not None
@@ -127,17 +133,11 @@ class TestNoLeak:
         assert [first.knowledge.names[i] for i in ours] == [second.knowledge.names[i] for i in theirs]
 
     @pytest.mark.parametrize("part", ["valid", "test"])
-    def test_the_graph_knows_nothing_of_what_is_kept_out(self, tmp_path: object, part: str) -> None:
-        first, second, row = self.modules(tmp_path, part)
+    def test_the_graph_knows_nothing_of_what_is_kept_out(self, tmp_path: Path, part: str) -> None:
+        first, second, _ = self.modules(tmp_path, part)
         assert first.knowledge.state() == second.knowledge.state()
         kept_out = [first.table.smiles[i] for i in first.part(part)]
         assert all(first.knowledge.facts(smiles) is None for smiles in kept_out)
         assert not set(kept_out) & set(first.knowledge.molecules)
-        samples = first.collate(first.make_samples([k for k in _keys(first.part(part))]))
-        assert len(samples["facts"].rows) == 0
-
-
-def _keys(rows: np.ndarray) -> list:  # type: ignore[type-arg]
-    from polyfm.shared.data.sampler import Key
-
-    return [Key(int(row), 0) for row in rows]
+        samples = first.make_samples([Key(int(row), 0) for row in first.part(part)])
+        assert len(first.collate(samples)["facts"].rows) == 0

@@ -44,9 +44,7 @@ def test_guesses_are_announced_and_options_are_not(tmp_path: Path) -> None:
     assert table.text == ["gas", None]
     assert table.split == ["train", "test"]
     assert table.targets.shape == (2, 0)
-    named = read_molecules(
-        path, smiles="Canonical SMILES", id="y", targets=["y"], text="Compound ID", split="Split"
-    )
+    named = read_molecules(path, smiles="Canonical SMILES", id="y", targets=["y"], text="Compound ID", split="Split")
     assert named.guesses == {}
     assert (named.ids, named.text, named.target_names) == (["1", "2"], ["a", "b"], ("y",))
 

@@ -10,7 +10,18 @@ from polyfm.shared.evaluation.text import bleu, edit_distance, text_metrics, wor
 
 
 def test_words_and_marks() -> None:
-    assert words("It derives from a (2S)-flavanone.") == ["It", "derives", "from", "a", "(", "2S", ")", "-", "flavanone", "."]
+    assert words("It derives from a (2S)-flavanone.") == [
+        "It",
+        "derives",
+        "from",
+        "a",
+        "(",
+        "2S",
+        ")",
+        "-",
+        "flavanone",
+        ".",
+    ]
 
 
 def test_bleu_by_hand() -> None:

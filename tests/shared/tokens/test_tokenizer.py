@@ -68,7 +68,10 @@ def test_state_is_plain_and_gives_the_same(fitted: TextTokenizer) -> None:
     again.load(state)
     for ours, theirs in zip(again.encode(TEXTS), fitted.encode(TEXTS), strict=True):
         assert np.array_equal(ours, theirs)
-    assert again.fit(["something else"]).encode(["something else"])[0].tolist() != fitted.encode(["something else"])[0].tolist()
+    assert (
+        again.fit(["something else"]).encode(["something else"])[0].tolist()
+        != fitted.encode(["something else"])[0].tolist()
+    )
 
 
 def test_the_same_texts_give_the_same_vocabulary() -> None:

@@ -350,7 +350,9 @@ class TestTokenizer:
         words = f"fit molecules/molfm --size small --out {tmp_path / 'run'} --data.path {path} --data.batch_size 8"
         quiet = "--trainer.max_steps 1 --trainer.enable_progress_bar false"
         widths = " ".join(f"--model.encoders.{name}.width 32" for name in ("graph", "knowledge"))
-        code = main([*f"{words} {quiet} {widths} --model.fusion.width 32".split(), "--init_from", f"text={bert_with_words}"])
+        code = main(
+            [*f"{words} {quiet} {widths} --model.fusion.width 32".split(), "--init_from", f"text={bert_with_words}"]
+        )
         said = capsys.readouterr()
         assert code == 0, said.err
         assert "text from" in said.out
