@@ -120,7 +120,7 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
 
     Args:
         init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
-        tree: The recipe's; of its encoders those stay that the run has.
+        tree: The recipe's; of its encoders those stay that the run has, in pre-training the others, too.
     """
     from polyfm.shared.training.init_from import InitFrom, Pretrained
     from polyfm.shared.training.run_folder import RunFolder
@@ -144,10 +144,11 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
             where=source.path,
             remedy="Start from a run that has one of the recipe's encoders",
         )
-    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
+    own = tree["model"]["encoders"] if tree["task"] == "pretrain" else {}  # its objectives name all of them
+    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": {**own, **common}}})
     if theirs["data"]["class_path"] == tree["data"]["class_path"]:
         # Tokens as they were trained with, and no position that never was.
-        for name in ("tokenizer", "max_tokens"):
+        for name in ("tokenizer", "max_tokens", "fields", "isomeric", "text_vocabulary", "max_text_tokens", "entities"):
             if name in theirs["data"]["init_args"]:
                 started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
@@ -202,12 +203,13 @@ def resume(path: Path) -> Finished:
 
 
 def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
-    """Weights of the encoders that both have, and the transforms they were trained with; a report of each encoder.
+    """Weights of the encoders and the fusion that both have, and the transforms they were trained with; a report of each.
 
     Args:
         cli: Built, not yet trained.
         init_from: What is taken from: a run, or a checkpoint that transformers wrote.
     """
+    from polyfm.shared.backbones.encoder import num_parameters
     from polyfm.shared.training.checkpoint import fitting, load_weights, read_checkpoint
     from polyfm.shared.training.init_from import InitFrom, Pretrained
     from polyfm.shared.training.run_folder import RunFolder
@@ -226,15 +228,20 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     with fitting(best):
         for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
             cli.datamodule.load_state_dict(state)
-        for name, encoder in encoders.items():
-            prefix = f"model.encoders.{name}."
+        parts = {
+            **{f"encoders.{name}": encoder for name, encoder in encoders.items()},
+            "fusion": cli.model.model.fusion,
+        }
+        for path, part in parts.items():
+            prefix = f"model.{path}."
             weights = {
                 key.removeprefix(prefix): value
                 for key, value in content["state_dict"].items()
                 if key.startswith(prefix)
             }
-            if weights:
-                print(load_weights(encoder, weights, what=f"{name} from {source.path}", at_least=source.at_least))
+            if weights and num_parameters(part):
+                what = f"{path.removeprefix('encoders.')} from {source.path}"
+                print(load_weights(part, weights, what=what, at_least=source.at_least))
 
 
 def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished:

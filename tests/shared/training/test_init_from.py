@@ -374,3 +374,41 @@ class TestTokenizer:
         Pretrained(bert_with_words).hand_tokenizer(Data(), "smiles")
         tree = {"model": {"encoders": {"words": {"embedder": "TextTokens"}}, "objectives": {"next": "CausalLM"}}}
         assert start_from(bert_with_words, tree)["model"]["objectives"] == {"next": "CausalLM"}
+
+
+def test_generation_starts_from_an_aligned_run_and_brings_its_own_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MolFM's second recipe from its first: three encoders, the fusion, tokenizer and graph; SMILES are its own."""
+    path = write_synthetic(tmp_path, n=40)
+    quiet = "--data.batch_size 8 --trainer.max_steps 1 --trainer.enable_progress_bar false --size small"
+    assert main(f"fit molecules/molfm --data.path {path} --out {tmp_path / 'a'} {quiet}".split()) == 0
+    capsys.readouterr()
+    more = f"--init_from {tmp_path / 'a'} --out {tmp_path / 'b'}"
+    code = main(f"fit molecules/molfm_generation --data.path {path} {quiet} {more}".split())
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    for part in ("graph", "text", "knowledge", "fusion"):
+        assert f"{part} from {tmp_path / 'a'}" in said.out
+    assert "smiles from" not in said.out
+    first, second = polyfm.load(tmp_path / "a"), polyfm.load(tmp_path / "b")
+    assert second.data.text_tokenizer.state() == first.data.text_tokenizer.state()
+    assert second.data.knowledge.state() == first.data.knowledge.state()
+
+
+def test_labels_are_learnt_from_an_aligned_run_with_its_atoms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of atoms are the run's, whatever the recipe says; of a fusion there is no word."""
+    monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
+    path = write_synthetic(tmp_path, n=60)
+    quiet = "--data.batch_size 8 --trainer.max_steps 1 --trainer.enable_progress_bar false --size small"
+    assert main(f"fit molecules/molfm --data.path {path} --out {tmp_path / 'a'} {quiet}".split()) == 0
+    capsys.readouterr()
+    more = f"--data.targets activity --init_from {tmp_path / 'a'} --out {tmp_path / 'b'}"
+    code = main(f"fit molecules/graph_property --data.path {path} {quiet} {more}".split())
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "graph from" in said.out
+    assert "fusion from" not in said.out
+    assert polyfm.load(tmp_path / "b").data.fields == "gin"
