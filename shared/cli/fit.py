@@ -203,7 +203,7 @@ def resume(path: Path) -> Finished:
 
 
 def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
-    """Weights of the encoders and the fusion that both have, and the transforms they were trained with; a report of each.
+    """Weights of encoders and fusion that both have, and the transforms they were trained with; a report of each.
 
     Args:
         cli: Built, not yet trained.

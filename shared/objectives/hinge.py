@@ -1,6 +1,6 @@
 """Max of hinges: the right answer beats the most similar wrong one by a margin (VSE++, Faghri et al., 1707.05612).
 
-For n pairs of unit vectors aᵢ, bᵢ (eq. 6; KV-PLM, MoMu and MolFM fine-tune for retrieval with margin α = 0.2):
+For n pairs of unit vectors aᵢ, bᵢ (their MH loss; KV-PLM, MoMu and MolFM fine-tune for retrieval with margin α = 0.2):
 
     L = 1/n Σᵢ [ max_j (α + aᵢ·bⱼ - aᵢ·bᵢ)₊ + max_j (α + aⱼ·bᵢ - aᵢ·bᵢ)₊ ],   j of other groups than i's
 """

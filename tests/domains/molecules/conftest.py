@@ -56,18 +56,23 @@ def trained(task: Any, data: MoleculeDataModule) -> Any:
     return task.eval()
 
 
+def as_run(cli: RecipeParser, folder: Path) -> Path:
+    """A task and its data as the folder of a run."""
+    run = RunFolder.create(folder)
+    run.write_recipe(cli.resolved())
+    run.checkpoints.mkdir()
+    content = {"state_dict": cli.model.state_dict(), "MoleculeDataModule": cli.datamodule.state_dict()}
+    torch.save(content, run.checkpoints / "last.ckpt")
+    return run.path
+
+
 @pytest.fixture(scope="session")
 def spmm_run(spmm: tuple[Any, MoleculeDataModule], molecules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as the folder of a run."""
-    task, data = spmm
     recipe = find_recipe("molecules/spmm")
     cli = RecipeParser(recipe, merge(recipe.sized("small"), TINY), [f"--data.path={molecules}"])
-    folder = RunFolder.create(tmp_path_factory.mktemp("run") / "spmm")
-    folder.write_recipe(cli.resolved())
-    folder.checkpoints.mkdir()
-    content = {"state_dict": task.state_dict(), "MoleculeDataModule": data.state_dict()}
-    torch.save(content, folder.checkpoints / "last.ckpt")
-    return folder.path
+    cli.model, cli.datamodule = spmm
+    return as_run(cli, tmp_path_factory.mktemp("run") / "spmm")
 
 
 TINY_MOLFM = {
@@ -107,11 +112,23 @@ WRITERS = {
 }
 
 
+def molfm_parser(molecules: Path) -> RecipeParser:
+    recipe = find_recipe("molecules/molfm")
+    tree = merge(merge(recipe.sized("small"), TINY_MOLFM), WRITERS)
+    return RecipeParser(recipe, tree, [f"--data.path={molecules}", "--data.batch_size=16"])
+
+
 @pytest.fixture(scope="session")
 def molfm(molecules: Path) -> tuple[Any, MoleculeDataModule]:
     """Task and data, set up, trained for a few passes."""
-    recipe = find_recipe("molecules/molfm")
-    tree = merge(merge(recipe.sized("small"), TINY_MOLFM), WRITERS)
-    cli = RecipeParser(recipe, tree, [f"--data.path={molecules}", "--data.batch_size=16"])
+    cli = molfm_parser(molecules)
     cli.datamodule.setup()
     return trained(cli.model, cli.datamodule), cli.datamodule
+
+
+@pytest.fixture(scope="session")
+def molfm_run(molfm: tuple[Any, MoleculeDataModule], molecules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as the folder of a run."""
+    cli = molfm_parser(molecules)
+    cli.model, cli.datamodule = molfm
+    return as_run(cli, tmp_path_factory.mktemp("run") / "molfm")
