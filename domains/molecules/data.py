@@ -105,6 +105,12 @@ class MoleculeDataModule(DataModule):
         self.tokenizers = {"text": self.text_tokenizer}
         self.knowledge = KnowledgeGraph(entities)
 
+    def setup(self, stage: str | None = None) -> None:
+        """See `DataModule.setup`. Neighbours are looked up here, once, not by each process that makes batches."""
+        super().setup(stage)
+        if "knowledge" in self.modalities:
+            _ = self.neighbours
+
     # Reading --------------------------------------------------------------------------------------------------------
 
     def read(self) -> Splits:
@@ -161,8 +167,10 @@ class MoleculeDataModule(DataModule):
         return ("smiles", "id", "text") if self._reads_text else ("smiles", "id")
 
     @cached_property
-    def _neighbours(self) -> list[np.ndarray | None]:
-        return self.knowledge.neighbours(self.table.smiles)
+    def neighbours(self) -> list[np.ndarray | None]:
+        """n times the entities around a molecule; see `KnowledgeGraph.neighbours`."""
+        with Progress("neighbours") as bar:
+            return self.knowledge.neighbours(self.table.smiles, progress=bar.update)
 
     @cached_property
     def descriptors(self) -> np.ndarray:
@@ -233,7 +241,7 @@ class MoleculeDataModule(DataModule):
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
                 text=None if table.text is None else table.text[i],
-                neighbours=self._neighbours[i] if told else None,
+                neighbours=self.neighbours[i] if told else None,
                 facts=self.knowledge.facts(table.smiles[i]) if told else None,
                 targets={"labels": table.targets[i]} if self.targets else {},
             )

@@ -10,7 +10,7 @@ holds in training, validation, test and for new molecules; where nothing is near
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -72,16 +72,24 @@ class KnowledgeGraph:
             return None
         return np.array([(len(self.names) + at, relation, name) for relation, name in self.links[at]], dtype=np.int64)
 
-    def neighbours(self, smiles: Sequence[str]) -> list[NDArray[np.int64] | None]:
+    def neighbours(
+        self, smiles: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> list[NDArray[np.int64] | None]:
         """Entities around each molecule, those of most and nearest molecules first; None where there are none.
 
         Args:
             smiles: n canonical. What the graph says of a molecule itself is not among them.
+            progress: Told how many are done, and of how many.
         """
         if not self.molecules:
             return [None] * len(smiles)
-        blocks = [smiles[start : start + _BLOCK] for start in range(0, len(smiles), _BLOCK)]
-        return [self._vote(*pair) for block in blocks for pair in zip(block, self._similarities(block), strict=True)]
+        found: list[NDArray[np.int64] | None] = []
+        for start in range(0, len(smiles), _BLOCK):
+            block = smiles[start : start + _BLOCK]
+            found += [self._vote(*pair) for pair in zip(block, self._similarities(block), strict=True)]
+            if progress is not None:
+                progress(len(found), len(smiles))
+        return found
 
     def _vote(self, smiles: str, similar: NDArray[np.float32]) -> NDArray[np.int64] | None:
         if smiles in self._places:

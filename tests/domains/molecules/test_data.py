@@ -327,7 +327,7 @@ class TestTexts:
         samples = data.samples_from(smiles)
         assert [sample.text for sample in samples] == [None] * 5
         for sample, place in zip(samples, data.part("train")[:5], strict=True):
-            known = data._neighbours[place]
+            known = data.neighbours[place]
             assert (sample.neighbours is None) == (known is None)
             assert known is None or sample.neighbours.tolist() == known.tolist()
         from_file = data.samples_from(molecules)

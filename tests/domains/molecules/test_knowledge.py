@@ -127,7 +127,7 @@ class TestNoLeak:
         assert first.table.text is not None
         assert second.table.text is not None
         assert first.table.text[row] != second.table.text[row]
-        ours, theirs = first._neighbours[row], second._neighbours[row]
+        ours, theirs = first.neighbours[row], second.neighbours[row]
         assert ours is not None
         assert theirs is not None
         assert [first.knowledge.names[i] for i in ours] == [second.knowledge.names[i] for i in theirs]
