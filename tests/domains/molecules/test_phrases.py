@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from polyfm.domains.molecules.phrases import RELATIONS, read_links
+from polyfm.domains.molecules.read import read_molecules
 from polyfm.domains.molecules.synthetic import synthetic_molecules
 
 CASES = {
@@ -61,3 +66,24 @@ def test_invented_descriptions_are_read_too() -> None:
         links = {(RELATIONS[relation], name) for relation, name in read_links(text)}
         assert ("has role", "synthetic example") in links
         assert len(links) == 2
+
+
+@pytest.mark.realdata
+def test_chebi_s_phrases() -> None:
+    path = Path(os.environ["POLYFM_DATA"]) / "molecules" / "chebi20_validation.tsv.gz"
+    links = [read_links(text or "") for text in read_molecules(path, isomeric=True).text or []]
+    assert sum(bool(found) for found in links) == 3295  # of 3,301
+    counts = Counter(RELATIONS[relation] for found in links for relation, _ in found)
+    assert counts == {
+        "is a": 7668,
+        "has role": 3335,
+        "derives from": 1300,
+        "conjugate base of": 617,
+        "conjugate acid of": 605,
+        "contains": 144,
+        "enantiomer of": 134,
+        "tautomer of": 125,
+    }
+    # Names are names: no sentence was taken for one.
+    names = [name for found in links for _, name in found]
+    assert sum(len(name) > 120 for name in names) < 0.01 * len(names)
