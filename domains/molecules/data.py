@@ -168,7 +168,7 @@ class MoleculeDataModule(DataModule):
 
     @cached_property
     def neighbours(self) -> list[np.ndarray | None]:
-        """n times the entities around a molecule; see `KnowledgeGraph.neighbours`."""
+        """Entities around each of the n molecules; see `KnowledgeGraph.neighbours`."""
         with Progress("neighbours") as bar:
             return self.knowledge.neighbours(self.table.smiles, progress=bar.update)
 

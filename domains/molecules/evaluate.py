@@ -108,18 +108,16 @@ def reranked(task: Any, data: MoleculeDataModule, head: Matching) -> dict[str, R
 
     Args:
         task: Pre-trained.
-        data: Set up.
+        data: Set up. Without a validation part nothing is re-ranked: the share would be chosen on the test part.
         head: Of the task.
     """
-    parts = {
-        name: candidates(task, head, data.loader(name, shuffle=False))
-        for name in ("valid", "test")
-        if len(data.part(name))
-    }
-    alpha = best_alpha(parts.get("valid", parts["test"]))
+    if not len(data.part("valid")):
+        return {}
+    valid, test = (candidates(task, head, data.loader(part, shuffle=False)) for part in ("valid", "test"))
+    alpha = best_alpha(valid)
     a, b = leading(head.a), leading(head.b)
     names = (f"{a} → {b}, re-ranked", f"{b} → {a}, re-ranked")
-    return {name: one.at(alpha) for name, one in zip(names, parts["test"], strict=True)}
+    return {name: one.at(alpha) for name, one in zip(names, test, strict=True)}
 
 
 def text_baseline(data: MoleculeDataModule, pool: np.ndarray) -> dict[str, Retrieval]:

@@ -3,8 +3,9 @@
 MolFM (Luo et al., arXiv 2307.09484) looks a molecule up in a knowledge base that was written independently of the text.
 Here base and text are one: links read from a molecule's own description would tell the model the very text that it is
 to find or write. So a description gives links to all molecules but its own. The neighbours of any molecule, trained on
-or not, are the entities that the structurally nearest *other* molecules of the training part are linked with. One rule
-holds in training, validation, test and for new molecules; where nothing is near, a molecule has no neighbours.
+or not, are the entities that the structurally nearest *other* molecules of the training part are linked with, as if its
+own description had not been read. One rule holds in training, validation, test and for new molecules; where nothing is
+near, a molecule has no neighbours.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NEAREST = 8
 SIMILAR = 0.3
 """Least Tanimoto similarity of ECFP4 of those."""
 MENTIONS = 2
-"""Molecules that must be linked with a name: one that occurs once connects nothing."""
+"""Molecules that must be linked with a name, the asking one not counted: one that occurs once connects nothing."""
 _BLOCK = 1024
 
 
@@ -92,14 +93,17 @@ class KnowledgeGraph:
         return found
 
     def _vote(self, smiles: str, similar: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        own: set[int] = set()
         if smiles in self._places:
             similar[self._places[smiles]] = 0.0
+            own = {name for _, name in self.links[self._places[smiles]]}
         near = np.argsort(-similar, kind="stable")[:NEAREST]
         votes: defaultdict[int, float] = defaultdict(float)
         for i in near[similar[near] >= SIMILAR]:
             for name in {name for _, name in self.links[i]}:
-                votes[name] += float(similar[i])
-        best = sorted(votes, key=lambda name: (-votes[name], name))[: self.limit]
+                if self._mentions[name] - (name in own) >= MENTIONS:
+                    votes[name] += float(similar[i])
+        best = sorted(votes, key=lambda name: (-votes[name], self.names[name]))[: self.limit]
         return np.array(best, dtype=np.int64) if best else None
 
     def _similarities(self, smiles: Sequence[str]) -> NDArray[np.float32]:
@@ -129,4 +133,5 @@ class KnowledgeGraph:
     def _take(self, names: list[str], molecules: list[str], links: list[list[tuple[int, int]]]) -> None:
         self.names, self.molecules, self.links = names, molecules, links
         self._places = {smiles: at for at, smiles in enumerate(molecules)}
+        self._mentions = Counter(name for own in links for name in {name for _, name in own})
         self.__dict__.pop("_bits", None)
