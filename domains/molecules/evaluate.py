@@ -154,25 +154,26 @@ def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, Embe
         part: train, valid or test.
     """
     task.eval()
-    seen: dict[str, list[Embedded]] = {name: [] for name in task.model.encoders}
+    pooled: dict[str, list[np.ndarray]] = {}
+    projected: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, list[np.ndarray]] = {}
     start = 0
     for batch in data.loader(part, shuffle=False):
         batch = batch.to(task.device)
         for name, encoder in task.model.encoders.items():
             features = encoder(batch[name])
-            projected = None if features.projected is None else features.projected.float().cpu().numpy()
-            rows = features.rows.cpu().numpy() + start
-            seen[name].append(Embedded(features.pooled.float().cpu().numpy(), projected, rows))
+            pooled.setdefault(name, []).append(features.pooled.float().cpu().numpy())
+            rows.setdefault(name, []).append(features.rows.cpu().numpy() + start)
+            if features.projected is not None:
+                projected.setdefault(name, []).append(features.projected.float().cpu().numpy())
         start += len(batch)
     return {
         name: Embedded(
-            pooled=np.concatenate([each.pooled for each in found]),
-            projected=None
-            if task.model.encoders[name].projection is None
-            else np.concatenate([each.projected for each in found if each.projected is not None]),
-            rows=np.concatenate([each.rows for each in found]),
+            pooled=np.concatenate(parts),
+            projected=np.concatenate(projected[name]) if name in projected else None,
+            rows=np.concatenate(rows[name]),
         )
-        for name, found in seen.items()
+        for name, parts in pooled.items()
     }
 
 
@@ -207,7 +208,7 @@ def retrieval_panel(
     note = (
         "Each test molecule is looked up by its other modality among all test molecules that have both. Properties "
         "have no picture: the molecule that has them is drawn. Queries are drawn at random; the right answer has a "
-        "green frame."
+        f"green frame. Highest mean reciprocal rank: {max(found, key=lambda name: found[name].mrr)}."
     )
     return Panel(title="Retrieval", body=body, note=note, wide=True)
 
@@ -254,7 +255,7 @@ def described(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], Pa
     """
     samples, wanted, chosen = _with_text(data)
     written = _likeliest(write(task, data, "text", samples, max_length=data.max_text_tokens))
-    metrics = {f"captions/{name}": value for name, value in text_metrics(written, wanted).items()}
+    metrics = {f"generation/text/{name}": value for name, value in text_metrics(written, wanted).items()}
     body = "".join(
         f'<div class="pair">{card(data.table.smiles[i], "described")}<span class="arrow">→</span>'
         f"{text_card(said, 'written', letters=600)}{text_card(right, 'wanted', 'right', letters=600)}</div>"
@@ -277,7 +278,7 @@ def translated(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], P
     samples, texts, chosen = _with_text(data)
     wanted = [data.table.smiles[i] for i in chosen]
     written = _likeliest(write(task, data, "smiles", samples, max_length=data.max_tokens))
-    metrics = {f"text_to_smiles/{name}": value for name, value in translation_metrics(written, wanted).items()}
+    metrics = {f"generation/smiles/{name}": value for name, value in translation_metrics(written, wanted).items()}
     body = "".join(
         f'<div class="pair">{text_card(said, "asked", letters=400)}<span class="arrow">→</span>'
         f"{card(text, 'written')}{card(right, 'wanted', 'right')}</div>"

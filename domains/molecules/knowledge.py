@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from polyfm.domains.molecules.baselines import fingerprints
 from polyfm.domains.molecules.phrases import read_links
+from polyfm.shared.errors import DataError
 
 NEAREST = 8
 """Molecules of the graph that are asked."""
@@ -127,8 +128,15 @@ class KnowledgeGraph:
 
         Args:
             state: As made by `state`.
+
+        Raises:
+            DataError: Its links lead nowhere.
         """
-        self._take(state["names"], state["molecules"], state["links"])
+        names, molecules, links = state["names"], state["molecules"], state["links"]
+        targets = [name for own in links for _, name in own]
+        if len(links) != len(molecules) or not all(0 <= name < len(names) for name in targets):
+            raise DataError("the links of this knowledge graph do not fit its names and molecules")
+        self._take(names, molecules, links)
 
     def _take(self, names: list[str], molecules: list[str], links: list[list[tuple[int, int]]]) -> None:
         self.names, self.molecules, self.links = names, molecules, links

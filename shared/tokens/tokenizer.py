@@ -99,11 +99,18 @@ class TextTokenizer:
 
         Args:
             state: As made by `state`.
+
+        Raises:
+            DataError: It is none.
         """
         from tokenizers import Tokenizer
 
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(state["tokenizer"]))
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"this is no state of a tokenizer ({error})") from error
         self.given = bool(state["given"])
-        self._take(Tokenizer.from_str(json.dumps(state["tokenizer"])))
+        self._take(tokenizer)
 
     @property
     def specials(self) -> int:

@@ -89,6 +89,13 @@ def test_the_right_answer_is_framed() -> None:
     assert "right answer at rank 2" in body
 
 
+def test_the_note_says_who_is_best_whoever_it_is() -> None:
+    better = Retrieval(ranks=np.array([1.0, 1.0]), top=np.array([[0, 1], [1, 0]]), pool=2)
+    worse = Retrieval(ranks=np.array([1.0, 2.0]), top=np.array([[0, 1], [0, 1]]), pool=2)
+    note = retrieval_panel({"a → b": worse, "a → b, by ridge": better}, ["CCO", "c1ccccc1"]).note
+    assert note.endswith("Highest mean reciprocal rank: a → b, by ridge.")
+
+
 def test_told_properties_of_a_model_that_knows(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
     _, data = spmm
     true = data.descriptors[data.part("test")]
@@ -122,9 +129,9 @@ class TestMolfm:
                 assert metrics[f"retrieval/{way}/r@1"] <= metrics[f"retrieval/{way}/r@10"] == 1  # of eight
         for direction in ("molecule-text", "text-molecule"):
             assert metrics[f"baseline/tfidf_ridge/{direction}/mrr"] > 0.4  # invented texts name the parts
-        assert 0 <= metrics["captions/bleu4"] <= metrics["captions/bleu2"] <= 1
+        assert 0 <= metrics["generation/text/bleu4"] <= metrics["generation/text/bleu2"] <= 1
         assert {"exact", "validity", "levenshtein", "bleu"} <= {
-            name.removeprefix("text_to_smiles/") for name in metrics if name.startswith("text_to_smiles/")
+            name.removeprefix("generation/smiles/") for name in metrics if name.startswith("generation/smiles/")
         }
         titles = [panel.title for panel in panels]
         assert titles[0] == "Retrieval"
@@ -149,4 +156,4 @@ class TestMolfm:
         _, found, pool = retrieval_metrics(task, data)
         assert pool.tolist() == [0, 1, 3, 4, 5, 6, 7]
         assert {result.pool for result in found.values()} == {7}
-        assert "captions/bleu2" in evaluate(task, data)[0]
+        assert "generation/text/bleu2" in evaluate(task, data)[0]

@@ -13,6 +13,7 @@ from polyfm.domains.molecules.knowledge import KnowledgeGraph
 from polyfm.domains.molecules.phrases import RELATIONS
 from polyfm.domains.molecules.synthetic import synthetic_molecules
 from polyfm.shared.data.sampler import Key
+from polyfm.shared.errors import DataError
 
 IS_A, HAS_ROLE = RELATIONS.index("is a"), RELATIONS.index("has role")
 ALCOHOLS = ["CCCCCCO", "CCCCCCCO", "CCCCCCCCO"]
@@ -86,6 +87,12 @@ def test_state_is_plain_and_gives_the_same(graph: KnowledgeGraph) -> None:
     again.load(json.loads(json.dumps(graph.state())))
     assert names(again, again.neighbours(["CCCCCO"])[0]) == ["fatty alcohol", "plant metabolite"]
     assert again.facts("CCCCCCCO").tolist() == graph.facts("CCCCCCCO").tolist()
+
+
+def test_a_state_that_fits_not_together_is_refused(graph: KnowledgeGraph) -> None:
+    for wrong in ({"names": []}, {"molecules": ALCOHOLS[:1]}, {"links": [[(0, -1)]] * 3}):
+        with pytest.raises(DataError, match="do not fit its names and molecules"):
+            KnowledgeGraph(20).load({**graph.state(), **wrong})
 
 
 def test_nothing_described_is_an_empty_graph() -> None:

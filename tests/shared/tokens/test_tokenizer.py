@@ -74,6 +74,12 @@ def test_state_is_plain_and_gives_the_same(fitted: TextTokenizer) -> None:
     )
 
 
+@pytest.mark.parametrize("state", [{"tokenizer": 3}, {"tokenizer": {"model": 1}}, {}])
+def test_what_is_no_state_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="no state of a tokenizer"):
+        TextTokenizer().load(state)
+
+
 def test_the_same_texts_give_the_same_vocabulary() -> None:
     assert TextTokenizer(350).fit(TEXTS).state() == TextTokenizer(350).fit(TEXTS).state()
 
