@@ -1,6 +1,6 @@
 """What a chemist would try first, on the same split: fingerprints or descriptors with a forest or a linear model.
 
-For texts: a linear map from words to substructures.
+For texts: a linear map from words to substructures, and copies of what belongs to the nearest training item.
 """
 
 from __future__ import annotations
@@ -63,6 +63,36 @@ def text_vectors(
     said: np.ndarray = normalize(ridge.predict(words.transform([texts[i] for i in test])))
     drawn: np.ndarray = normalize(parts.transform(counts[len(train) :]))
     return said, drawn
+
+
+def nearest_structures(smiles: Sequence[str], train: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(n,) training molecules most similar in structure (Tanimoto of ECFP4).
+
+    Args:
+        smiles: Canonical, all rows.
+        train: Indices of the molecules to choose from.
+        asked: (n,) indices of the molecules asked about.
+    """
+    ours, theirs = (fingerprints([smiles[i] for i in rows]).astype(np.float32) for rows in (asked, train))
+    common = ours @ theirs.T
+    nearest: np.ndarray = train[(common / (ours.sum(1)[:, None] + theirs.sum(1) - common).clip(min=1)).argmax(1)]
+    return nearest
+
+
+def nearest_texts(texts: Sequence[str], train: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(n,) training descriptions most similar in words (cosine of TF-IDF).
+
+    Args:
+        texts: Descriptions, all rows.
+        train: Indices of the descriptions to choose from.
+        asked: (n,) indices of the descriptions asked about.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True)
+    known = words.fit_transform([texts[i] for i in train])
+    nearest: np.ndarray = train[(words.transform([texts[i] for i in asked]) @ known.T).toarray().argmax(1)]
+    return nearest
 
 
 def descriptors_2d(smiles: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,14 @@ from rdkit import Chem
 from rdkit.Chem import AllChem, Descriptors
 
 from polyfm.domains.molecules import baselines as module
-from polyfm.domains.molecules.baselines import baselines, descriptors_2d, fingerprints, text_vectors
+from polyfm.domains.molecules.baselines import (
+    baselines,
+    descriptors_2d,
+    fingerprints,
+    nearest_structures,
+    nearest_texts,
+    text_vectors,
+)
 from polyfm.shared.training.targets.kinds import fit_target
 
 NAN = float("nan")
@@ -138,3 +145,9 @@ class TestTexts:
         again = text_vectors(smiles, texts, np.arange(60), np.arange(60, 80), seed=0)
         np.testing.assert_allclose(first[1], again[1])
         np.testing.assert_allclose(np.delete(first[0], 10, 0), np.delete(again[0], 10, 0))
+
+    def test_the_nearest_of_the_training_part(self) -> None:
+        smiles = ["CCCCO", "c1ccccc1", "CCCCN", "CCCCCO", "Cc1ccccc1"]
+        assert nearest_structures(smiles, np.array([0, 1, 2]), np.array([3, 4])).tolist() == [0, 1]
+        texts = ["an alcohol", "a benzene ring", "an amine", "a fatty alcohol", "a ring"]
+        assert nearest_texts(texts, np.array([0, 1, 2]), np.array([3, 4])).tolist() == [0, 1]

@@ -133,6 +133,8 @@ class TestMolfm:
         assert {"exact", "validity", "levenshtein", "bleu"} <= {
             name.removeprefix("generation/smiles/") for name in metrics if name.startswith("generation/smiles/")
         }
+        assert metrics["baseline/nearest_structure/text/bleu2"] > 0.3
+        assert metrics["baseline/nearest_text/smiles/validity"] == 1
         titles = [panel.title for panel in panels]
         assert titles[0] == "Retrieval"
         assert titles[-1] == "Map of molecules"
