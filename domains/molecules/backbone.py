@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from polyfm.domains.molecules.atom_graph import field_set
 from polyfm.shared.backbones.graph import GIN
 
@@ -14,7 +16,10 @@ class AtomGIN(GIN):
         depth: Layers.
         fields: Feature set, as the data module's and the embedder's.
         dropout: After each layer.
+        size: Width inside, as of the embedder's vectors, from which a linear layer goes to D at the end; 0 for D.
     """
 
-    def __init__(self, width: int, depth: int = 5, fields: str = "full", dropout: float = 0.0) -> None:
-        super().__init__(width, depth, [field.size for field in field_set(fields).bonds], dropout=dropout)
+    def __init__(self, width: int, depth: int = 5, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
+        super().__init__(size or width, depth, [field.size for field in field_set(fields).bonds], dropout=dropout)
+        if size:
+            self.norm = nn.Linear(size, width)

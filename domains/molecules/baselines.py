@@ -1,4 +1,7 @@
-"""What a chemist would try first, on the same split: fingerprints or descriptors with a forest or a linear model."""
+"""What a chemist would try first, on the same split: fingerprints or descriptors with a forest or a linear model.
+
+For texts: a linear map from words to substructures, and copies of what belongs to the nearest training item.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,81 @@ from polyfm.shared.training.targets.target import Target
 TREES = 500
 
 
-def fingerprints(smiles: Sequence[str]) -> np.ndarray:
-    """(n, 2048) uint8 ECFP4 (Morgan radius 2; Rogers and Hahn, 10.1021/ci100050t).
+def fingerprints(smiles: Sequence[str], *, counts: bool = False) -> np.ndarray:
+    """(n, 2048) ECFP4 (Morgan radius 2; Rogers and Hahn, 10.1021/ci100050t).
 
     Args:
         smiles: Canonical.
+        counts: How often each substructure occurs (uint32), not whether (uint8).
     """
-    from rdkit import Chem
+    from rdkit import Chem, rdBase
     from rdkit.Chem import rdFingerprintGenerator
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles])
+    make = generator.GetCountFingerprintAsNumPy if counts else generator.GetFingerprintAsNumPy
+    with rdBase.BlockLogs():
+        return np.stack([make(Chem.MolFromSmiles(text)) for text in smiles])
+
+
+def text_vectors(
+    smiles: Sequence[str], texts: Sequence[str], train: np.ndarray, test: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of texts and of molecules in one space: ridge from TF-IDF of words to principal ECFP4 counts.
+
+    Args:
+        smiles: n canonical.
+        texts: n descriptions.
+        train: Indices of the pairs that are fitted.
+        test: Indices of the pairs that get vectors.
+        seed: Of the decomposition.
+
+    Returns:
+        (n_test, d) of the texts and (n_test, d) of the molecules.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import normalize
+
+    counts = np.log1p(fingerprints([smiles[i] for i in np.concatenate([train, test])], counts=True))
+    components = min(256, len(train) - 1)
+    parts = TruncatedSVD(components, random_state=seed).fit(counts[: len(train)])
+    words = TfidfVectorizer(sublinear_tf=True)
+    known = words.fit_transform([texts[i] for i in train])
+    ridge = Ridge().fit(known, parts.transform(counts[: len(train)]))
+    said: np.ndarray = normalize(ridge.predict(words.transform([texts[i] for i in test])))
+    drawn: np.ndarray = normalize(parts.transform(counts[len(train) :]))
+    return said, drawn
+
+
+def nearest_structures(smiles: Sequence[str], train: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(n,) training molecules most similar in structure (Tanimoto of ECFP4).
+
+    Args:
+        smiles: Canonical, all rows.
+        train: Indices of the molecules to choose from.
+        asked: (n,) indices of the molecules asked about.
+    """
+    ours, theirs = (fingerprints([smiles[i] for i in rows]).astype(np.float32) for rows in (asked, train))
+    common = ours @ theirs.T
+    nearest: np.ndarray = train[(common / (ours.sum(1)[:, None] + theirs.sum(1) - common).clip(min=1)).argmax(1)]
+    return nearest
+
+
+def nearest_texts(texts: Sequence[str], train: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(n,) training descriptions most similar in words (cosine of TF-IDF).
+
+    Args:
+        texts: Descriptions, all rows.
+        train: Indices of the descriptions to choose from.
+        asked: (n,) indices of the descriptions asked about.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True)
+    known = words.fit_transform([texts[i] for i in train])
+    nearest: np.ndarray = train[(words.transform([texts[i] for i in asked]) @ known.T).toarray().argmax(1)]
+    return nearest
 
 
 def descriptors_2d(smiles: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`MoleculeDataModule`: a file of molecules to batches of SMILES tokens, descriptors and atom graphs."""
+"""`MoleculeDataModule`: a file of molecules to batches of SMILES, descriptors, atom graphs, texts and knowledge."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from polyfm.domains.molecules.atom_graph import FIELD_SETS, atom_graphs
 from polyfm.domains.molecules.baselines import baselines
 from polyfm.domains.molecules.canonical import Canonicaliser, Refused
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
+from polyfm.domains.molecules.knowledge import KnowledgeGraph
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
 from polyfm.domains.molecules.structure_files import TABLES, open_structures
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
 from polyfm.shared.data.batch import Batch, ModalityBatch
-from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
+from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
 from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.errors import DataError, RecipeError, require
+from polyfm.shared.tokens.tokenizer import TextTokenizer
 
-MODALITIES = ("smiles", "properties", "graph")
+MODALITIES = ("smiles", "properties", "graph", "text", "knowledge")
 
 
 class MoleculeDataModule(DataModule):
@@ -42,19 +44,26 @@ class MoleculeDataModule(DataModule):
         split: ``scaffold`` (Bemis-Murcko without chirality, groups by size, ties by sha256), ``random``, or the name of
             a column that holds train, valid or test.
         fractions: Of training, validation and test, for scaffold and random.
-        modalities: What is made of each molecule: smiles, properties, graph.
+        modalities: What is made of each molecule: smiles, properties, graph, text, knowledge. A molecule may lack any.
         tokenizer: SMILES to ids.
         max_tokens: Longer SMILES are cut there, and counted.
         fields: Which features an atom graph has: ``gin`` or ``full``.
         largest_fragment: Keep only the largest fragment of salts and mixtures.
         isomeric: Keep stereochemistry and isotopes in SMILES and graphs.
+        text: Column of the descriptions; guessed, and announced, if empty.
+        text_vocabulary: Most tokens that the tokenizer of the texts learns; pre-trained weights bring their own.
+        max_text_tokens: Longer texts are cut there, and counted.
+        entities: Most entities of the knowledge graph, as of the embedder.
         batch_size: Samples in a step, on each process.
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
 
-    INHERITED = ("tokenizer", "max_tokens", "isomeric", "largest_fragment")
-    READING = ("smiles", "id")
+    INHERITED = (
+        *("tokenizer", "max_tokens", "fields", "isomeric", "largest_fragment"),
+        *("text_vocabulary", "max_text_tokens", "entities"),
+    )
+    READING = ("smiles", "id", "text")
 
     table: MoleculeTable
 
@@ -72,6 +81,10 @@ class MoleculeDataModule(DataModule):
         fields: str = "full",
         largest_fragment: bool = False,
         isomeric: bool = False,
+        text: str = "",
+        text_vocabulary: int = 4000,
+        max_text_tokens: int = 128,
+        entities: int = 8000,
         batch_size: int = 64,
         token_budget: int = 0,
         num_workers: int = 0,
@@ -93,6 +106,16 @@ class MoleculeDataModule(DataModule):
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
         self.largest_fragment, self.isomeric = largest_fragment, isomeric
         self.standardiser = Standardiser()
+        self.text, self.max_text_tokens = text, max_text_tokens
+        self.text_tokenizer = TextTokenizer(text_vocabulary)
+        self.tokenizers = {"text": self.text_tokenizer}
+        self.knowledge = KnowledgeGraph(entities)
+
+    def setup(self, stage: str | None = None) -> None:
+        """See `DataModule.setup`. Neighbours are looked up here, once, not by each process that makes batches."""
+        super().setup(stage)
+        if "knowledge" in self.modalities:
+            _ = self.neighbours
 
     # Reading --------------------------------------------------------------------------------------------------------
 
@@ -105,6 +128,7 @@ class MoleculeDataModule(DataModule):
             targets=self.targets,
             id=self.id or None,
             split=self.split if by_column else None,
+            text=self.text or None,
             largest_fragment=self.largest_fragment,
             isomeric=self.isomeric,
             limit=self.limit,
@@ -112,7 +136,11 @@ class MoleculeDataModule(DataModule):
         )
         self.quarantine, self.notices = table.quarantine, table.notices
         self.source = self.path
-        self.remarks = _announced(table, ("smiles", "id"))
+        self.remarks = _announced(table, self._roles)
+        if table.text is None and self._reads_text:
+            raise DataError(
+                "no column of descriptions was found", remedy="Name it: --data.text COLUMN, or use data that have one"
+            )
         groups = scaffolds(table.smiles)
         if by_column:
             names = column_split(table.split or [])
@@ -127,6 +155,28 @@ class MoleculeDataModule(DataModule):
         self.tokenizer.fit([self.table.smiles[i] for i in train])
         if "properties" in self.modalities:
             self.standardiser.fit(self.descriptors[train])
+        texts = [None if self.table.text is None else self.table.text[i] for i in train]
+        if "text" in self.modalities:
+            self.text_tokenizer.fit(text for text in texts if text is not None)
+        if "knowledge" in self.modalities:
+            self.knowledge.fit([self.table.smiles[i] for i in train], texts)
+            names, molecules = len(self.knowledge.names), len(self.knowledge.molecules)
+            self.remarks.append(f"the knowledge graph links {molecules:,} molecules of training with {names:,} names")
+
+    @property
+    def _reads_text(self) -> bool:
+        return not {"text", "knowledge"}.isdisjoint(self.modalities)
+
+    @property
+    def _roles(self) -> tuple[str, ...]:
+        """Columns that this run makes use of."""
+        return ("smiles", "id", "text") if self._reads_text else ("smiles", "id")
+
+    @cached_property
+    def neighbours(self) -> list[np.ndarray | None]:
+        """Entities around each of the n molecules; see `KnowledgeGraph.neighbours`."""
+        with Progress("neighbours") as bar:
+            return self.knowledge.neighbours(self.table.smiles, progress=bar.update)
 
     @cached_property
     def descriptors(self) -> np.ndarray:
@@ -139,15 +189,25 @@ class MoleculeDataModule(DataModule):
         state: dict[str, Any] = {"tokenizer": self.tokenizer.state()}
         if "properties" in self.modalities:
             state["standardiser"] = self.standardiser.state()
+        if "text" in self.modalities:
+            state["text_tokenizer"] = self.text_tokenizer.state()
+        if "knowledge" in self.modalities:
+            state["knowledge"] = self.knowledge.state()
         return state
 
     def load_transforms(self, state: dict[str, Any]) -> None:
         """See `DataModule.load_transforms`."""
         self.tokenizer.load(state["tokenizer"])
-        if "standardiser" in state:
-            self.standardiser.load(state["standardiser"])
-        elif "properties" in self.modalities:
-            raise DataError("the run that this starts from has no means and scales of the descriptors")
+        fitted: dict[str, tuple[str, Any, str]] = {
+            "standardiser": ("properties", self.standardiser, "means and scales of the descriptors"),
+            "text_tokenizer": ("text", self.text_tokenizer, "tokenizer of texts"),
+            "knowledge": ("knowledge", self.knowledge, "knowledge graph"),
+        }
+        for name, (modality, transform, what) in fitted.items():
+            if name in state:
+                transform.load(state[name])
+            elif modality in self.modalities:
+                raise DataError(f"the run that this starts from has no {what}")
 
     # Batches --------------------------------------------------------------------------------------------------------
 
@@ -156,10 +216,16 @@ class MoleculeDataModule(DataModule):
         lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
         self._announce_cut(int((lengths > self.max_tokens).sum()))
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
+        if "text" in self.modalities:  # a batch is as long as its longest sequence of either
+            whole = np.array([len(ids) for ids in self.text_tokenizer.encode([t or "" for t in self.table.text or []])])
+            if cut := int((whole > self.max_text_tokens).sum()):
+                limit = f"{self.max_text_tokens} tokens and are cut there (data.max_text_tokens)"
+                self.remarks.append(f"{cut} texts have more than {limit}")
+            shortened = np.maximum(shortened, np.minimum(whole, self.max_text_tokens))
         return shortened
 
     def _announce_cut(self, count: int) -> None:
-        if count:
+        if count and "smiles" in self.modalities:
             self.remarks.append(
                 f"{count} SMILES have more than {self.max_tokens} tokens and are cut there (data.max_tokens)"
             )
@@ -172,6 +238,7 @@ class MoleculeDataModule(DataModule):
         """See `DataModule.make_samples`."""
         table = self.table
         properties = self.descriptors if "properties" in self.modalities else None
+        told = "knowledge" in self.modalities
         return [
             MoleculeSample(
                 id=table.ids[i],
@@ -179,6 +246,9 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
+                text=None if table.text is None else table.text[i],
+                neighbours=self.neighbours[i] if told else None,
+                facts=self.knowledge.facts(table.smiles[i]) if told else None,
                 targets={"labels": table.targets[i]} if self.targets else {},
             )
             for i, _ in keys
@@ -196,7 +266,7 @@ class MoleculeDataModule(DataModule):
         """
         if isinstance(items, str | Path):
             table = self.read_new(items, **reading)
-            smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
+            smiles, ids, rows, texts = table.smiles, table.ids, table.rows.tolist(), table.text
             if "smiles" in self.modalities:  # a token is at least one character: few need to be looked at
                 long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
                 self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
@@ -218,35 +288,43 @@ class MoleculeDataModule(DataModule):
                 if isinstance(result, Refused):
                     raise DataError(f"{items[i]!r} is no molecule: {result.kind}, {result.detail}", where=f"item {i}")
                 smiles.append(result.smiles)
-            ids = [str(row) for row in rows]
+            ids, texts = [str(row) for row in rows], None
         properties: Sequence[Any] = [None] * len(smiles)
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
                 properties = list(descriptor_table(smiles, progress=bar.update))
+        nothing = [None] * len(smiles)
+        neighbours = self.knowledge.neighbours(smiles) if "knowledge" in self.modalities else nothing
         return [
-            MoleculeSample(id=id, group="", row=row, smiles=text, properties=values, targets={})
-            for id, row, text, values in zip(ids, rows, smiles, properties, strict=True)
+            MoleculeSample(
+                id=id, group="", row=row, smiles=text, properties=values, text=said, neighbours=near, targets={}
+            )
+            for id, row, text, values, said, near in zip(
+                ids, rows, smiles, properties, texts or nothing, neighbours, strict=True
+            )
         ]
 
-    def read_new(self, path: str | Path, *, smiles: str = "", id: str = "") -> MoleculeTable:
+    def read_new(self, path: str | Path, *, smiles: str = "", id: str = "", text: str = "") -> MoleculeTable:
         """New molecules as those of the run were read, every usable row; ``quarantine`` has the others.
 
         Args:
             path: A file in any format that `read_molecules` reads.
             smiles: Column of the SMILES; if empty the run's, where this file has it, too, else guessed anew.
             id: Column of the ids; the same.
+            text: Column of the descriptions; the same. There need not be one.
         """
-        columns = _columns(path) if self.smiles or self.id else ()
+        columns = _columns(path) if self.smiles or self.id or self.text else ()
         table = read_molecules(
             path,
             smiles=smiles or (self.smiles if self.smiles in columns else None),
             id=id or (self.id if self.id in columns else None),
+            text=text or (self.text if self.text in columns else None),
             largest_fragment=self.largest_fragment,
             isomeric=self.isomeric,
             duplicates="keep",
             workers=self.num_workers,
         )
-        self.source, self.remarks = str(path), _announced(table, ("smiles", "id"))
+        self.source, self.remarks = str(path), _announced(table, self._roles)
         self.quarantine, self.notices = table.quarantine, table.notices
         return table
 
@@ -263,6 +341,11 @@ class MoleculeDataModule(DataModule):
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)
             modalities["graph"] = graphs.replace(rows=torch.tensor(rows_present, dtype=torch.int64))
+        if "text" in self.modalities:
+            modalities["text"] = pack_ids([None if s.text is None else self.encode_text(s.text) for s in samples])
+        if "knowledge" in self.modalities:
+            modalities["knowledge"] = pack_ids([sample.neighbours for sample in samples])
+            modalities["facts"] = pack_triples([sample.facts for sample in samples], len(self.knowledge))
         targets = {}
         if samples and "labels" in samples[0].targets:
             labels = np.stack([sample.targets["labels"] for sample in samples])
@@ -283,6 +366,14 @@ class MoleculeDataModule(DataModule):
         """
         ids = self.tokenizer.encode([smiles])[0]
         return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], SEP)
+
+    def encode_text(self, text: str) -> np.ndarray:
+        """Token ids of a description, cut at ``max_text_tokens``.
+
+        Args:
+            text: In natural language.
+        """
+        return self.text_tokenizer.encode([text], self.max_text_tokens)[0]
 
     # Labels, baselines, evaluation ----------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def longer_trained(live: Any) -> dict[str, Any]:
     data: Any = model.data
     data.path = live.data.path
     data.setup()
-    vectors, _ = retrieval_metrics(model.task, data)
+    vectors, _, _ = retrieval_metrics(model.task, data)
     written, panel = generation(model.task, data)
     metrics = {**vectors, **written, **told_properties(model.task, data)}
     return {"metrics": metrics, "generated": panel, "map": embedding_map(model.task, data)}

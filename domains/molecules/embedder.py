@@ -53,7 +53,8 @@ class AtomTokens(GraphTokens):
         width: D.
         fields: Feature set, as the data module's: ``gin`` (atomic number, chirality; GraphMVP, MolFM) or ``full``.
         dropout: On the vectors.
+        size: Of the vectors, as the backbone's; 0 for D.
     """
 
-    def __init__(self, width: int, fields: str = "full", dropout: float = 0.0) -> None:
-        super().__init__(width, [field.size for field in field_set(fields).atoms], dropout)
+    def __init__(self, width: int, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
+        super().__init__(size or width, [field.size for field in field_set(fields).atoms], dropout)

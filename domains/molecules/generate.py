@@ -1,7 +1,8 @@
-"""SPMM's two directions: from (part of) a property vector to SMILES, and from SMILES to all properties.
+"""Writing: SMILES for properties or a description, descriptions of molecules; and telling properties from SMILES.
 
-Chang and Ye, Nat. Commun. 2024: k-beam search over SMILES with the properties as context, the learnt "unknown" vector
-for every property that is not given; properties one after the other with the SMILES as context.
+SPMM (Chang and Ye, Nat. Commun. 2024): k-beam search over SMILES with the properties as context, the learnt "unknown"
+vector for every property that is not given; properties one after the other with the SMILES as context. MolFM (Luo et
+al., arXiv 2307.09484): descriptions with atoms and neighbours as context, SMILES with the description as context.
 """
 
 from __future__ import annotations
@@ -11,85 +12,111 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.transforms import CLS, SEP
-from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.backbones.masks import CAUSAL
-from polyfm.shared.backbones.pooling import LastToken
-from polyfm.shared.data.batch import TokenIds, Values
-from polyfm.shared.data.collate import pack_ids, stack_values
-from polyfm.shared.data.progress import Progress
+from polyfm.shared.data.batch import Values
+from polyfm.shared.data.collate import pack_ids
+from polyfm.shared.data.progress import Progress as Bar
 from polyfm.shared.errors import UsageError
 from polyfm.shared.objectives.causal import CausalLM, NextValue
-from polyfm.shared.objectives.heads import table
+from polyfm.shared.objectives.objective import Progress, clean
+from polyfm.shared.tokens.masking import Draw
+from polyfm.shared.training.views import answer
+
+WRITERS = {"smiles": ("write SMILES", "molecules/spmm"), "text": ("describe molecules", "molecules/molfm_generation")}
+"""By what is written: the words for it, and a recipe that learns it."""
 
 
-def objective_of(task: Any, kind: type, what: str) -> Any:
+def objective_of(task: Any, kind: type, what: str, recipe: str = "molecules/spmm", modality: str = "") -> Any:
     """The task's objective of a kind.
 
     Args:
         task: Pre-trained.
         kind: Class of the objective.
         what: It is needed for, for the message.
+        recipe: One whose runs have it, for the message.
+        modality: That it tells, if there may be several.
     """
     for objective in getattr(task, "objectives", {}).values():
-        if isinstance(objective, kind):
+        if isinstance(objective, kind) and (not modality or getattr(objective, "modality", "") == modality):
             return objective
-    raise UsageError(
-        f"this run cannot {what}: it was trained without {kind.__name__}", remedy="Use a run of molecules/spmm"
-    )
+    raise UsageError(f"this run cannot {what}: it was trained without {kind.__name__}", remedy=f"Use a run of {recipe}")
 
 
 @torch.inference_mode()
-def write_smiles(
+def write(
     task: Any,
     data: MoleculeDataModule,
-    properties: np.ndarray,
+    modality: str,
+    samples: Sequence[MoleculeSample],
     *,
     beams: int = 2,
     max_length: int = 100,
     length_penalty: float = 1.0,
     chunk: int = 64,
 ) -> list[list[str]]:
-    """SMILES for given properties.
+    """SMILES or descriptions of molecules, from what they were trained to be written from.
+
+    Args:
+        task: Pre-trained with `CausalLM` on the modality.
+        data: With its fitted transforms.
+        modality: ``smiles`` or ``text``.
+        samples: n, with what the context is made of.
+        beams: k of the beam search.
+        max_length: Most tokens.
+        length_penalty: See `beam_search`; at 0 a model that is not sure writes single atoms, its likeliest strings.
+        chunk: Molecules at a time.
+
+    Returns:
+        For each sample up to ``beams`` texts, valid or not, the likeliest first; none where it lacks the context.
+    """
+    objective = objective_of(task, CausalLM, *WRITERS[modality], modality=modality)
+    text = data.text_tokenizer
+    start, end, decode = (
+        (text.start, text.end, text.decode) if modality == "text" else (CLS, SEP, data.tokenizer.decode)
+    )
+    task.eval()
+    view = clean(objective.view.context.modality)
+    out: list[list[str]] = [[] for _ in samples]
+    with Bar("writing SMILES" if modality == "smiles" else "writing descriptions") as bar:
+        for first in range(0, len(samples), chunk):
+            batch = data.collate(samples[first : first + chunk]).to(task.device)
+            context = answer([view], batch, task.model, None, Draw(0, -1), Progress())[view]
+            prompt = pack_ids([np.array([start])] * len(context.rows)).to(task.device)
+            found = beam_search(
+                objective.step(task.model, context.tokens),
+                prompt,
+                end=end,
+                max_length=max_length,
+                beams=beams,
+                min_length=1,
+                length_penalty=length_penalty,
+            )
+            for row, written in zip(context.rows.tolist(), found.sequences(), strict=True):
+                out[first + row] = [decode(ids) for ids in written]
+            bar.update(min(first + chunk, len(samples)), len(samples))
+    return out
+
+
+def write_smiles(task: Any, data: MoleculeDataModule, properties: np.ndarray, **search: Any) -> list[list[str]]:
+    """SMILES for given properties; see `write`.
 
     Args:
         task: Pre-trained with `CausalLM` on SMILES, conditioned on properties.
         data: With its fitted transforms.
         properties: (n, 53) in the descriptors' own units, NaN where nothing is asked for.
-        beams: k of the beam search.
-        max_length: Most tokens.
-        length_penalty: See `beam_search`; at 0 a model that is not sure writes single atoms, its likeliest strings.
-        chunk: Molecules written at a time.
-
-    Returns:
-        For each row up to ``beams`` SMILES, valid or not, the likeliest first.
+        search: Options of `write`.
     """
-    objective = objective_of(task, CausalLM, "write SMILES")
-    task.eval()
-    model, device = task.model, task.device
-    out: list[list[str]] = []
-    with Progress("writing SMILES") as bar:
-        for start in range(0, len(properties), chunk):
-            rows = list(data.standardiser.apply(properties[start : start + chunk]))
-            context = model("properties", stack_values(rows, len(DESCRIPTORS)).to(device)).tokens
-
-            def step(batch: TokenIds, cache: KeyValueCache | None, context: Any = context) -> Tensor:
-                tokens = model.encoders["smiles"](batch, CAUSAL, cache=cache).tokens
-                fused = model.fuse(tokens, context.select(batch.rows), CAUSAL, cache)
-                return objective.head(LastToken()(fused), table(model, "smiles"))  # type: ignore[no-any-return]
-
-            prompt = pack_ids([np.array([CLS])] * len(rows)).to(device)
-            found = beam_search(
-                step, prompt, end=SEP, max_length=max_length, beams=beams, min_length=1, length_penalty=length_penalty
-            )
-            out += [[data.tokenizer.decode(ids) for ids in written] for written in found.sequences()]
-            bar.update(len(out), len(properties))
-    return out
+    wishes = [
+        MoleculeSample(id=str(row), group="", row=row, properties=wanted, targets={})
+        for row, wanted in enumerate(properties, start=1)
+    ]
+    return write(task, data, "smiles", wishes, **search)
 
 
 @torch.inference_mode()

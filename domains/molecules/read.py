@@ -10,7 +10,7 @@ announced in `MoleculeTable.guesses`:
   molecule
 * id: id, mol_id, molecule_id, compound_id, cmpd_chemblid, chembl_id, molecule_chembl_id, cid, name, title, _name (the
   name in an SMI or SDF file); taken only if all its values differ, else rows are named FILE:ROW
-* description: description, caption; split: split
+* text: description, caption, text; split: split
 
 Targets are never guessed: ESOL's file has a column of predictions beside the measurements.
 
@@ -42,10 +42,10 @@ ID_COLUMNS = (
     "id", "mol_id", "molecule_id", "compound_id", "cmpd_chemblid", "chembl_id", "molecule_chembl_id", "cid", "name",
     "title", "_name",
 )  # fmt: skip
-TEXT_COLUMNS = ("description", "caption")
+TEXT_COLUMNS = ("description", "caption", "text")
 SPLIT_COLUMNS = ("split",)
 
-_GUESSED = {"id": ID_COLUMNS, "description": TEXT_COLUMNS, "split": SPLIT_COLUMNS}
+_GUESSED = {"id": ID_COLUMNS, "text": TEXT_COLUMNS, "split": SPLIT_COLUMNS}
 _BLOCK_ROWS = 10_000
 
 
@@ -70,7 +70,7 @@ class MoleculeTable:
     split: list[str] | None
     """n entries of the split column as they stand, or None if the file has no such column."""
     guesses: dict[str, str]
-    """By role (smiles, id, description, split): the column that was guessed."""
+    """By role (smiles, id, text, split): the column that was guessed."""
     quarantine: Quarantine
     """Rows that are broken and left out."""
     notices: Notices
@@ -140,7 +140,7 @@ def read_molecules(
     targets: Sequence[str] = (),
     id: str | None = None,
     split: str | None = None,
-    description: str | None = None,
+    text: str | None = None,
     isomeric: bool = False,
     largest_fragment: bool = False,
     max_atoms: int = 1000,
@@ -157,7 +157,7 @@ def read_molecules(
         targets: Columns with numbers, true/false, or nothing; a single one may hold words (see `parse_labels`).
         id: Column with names; guessed unless given.
         split: Column that says train, valid or test; guessed unless given.
-        description: Column with text; guessed unless given.
+        text: Column with descriptions; guessed unless given.
         isomeric: Keep stereochemistry and isotopes. Off, stereoisomers become one molecule, which is reported.
         largest_fragment: Of a disconnected structure (a salt) keep the fragment of most heavy atoms.
         max_atoms: Quarantine molecules of more heavy atoms.
@@ -179,7 +179,7 @@ def read_molecules(
             remedy="Labels are read from columns of a table (.csv, .tsv, .parquet) or properties of an SDF",
         )
     task_columns = {name: file.table.column(name) for name in ([targets] if isinstance(targets, str) else targets)}
-    columns, guesses = _choose(file.table, {"id": id, "description": description, "split": split})
+    columns, guesses = _choose(file.table, {"id": id, "text": text, "split": split})
     if smiles is None and file.smiles_column is not None:
         guesses = {"smiles": file.smiles_column, **guesses}
 
@@ -229,7 +229,7 @@ def read_molecules(
         target_names=tuple(task_columns),
         targets=matrix[keep],
         classes=classes,
-        text=[texts["description"][index] or None for index in keep] if "description" in texts else None,
+        text=[texts["text"][index] or None for index in keep] if "text" in texts else None,
         split=[texts["split"][index] for index in keep] if "split" in texts else None,
         guesses=guesses,
         quarantine=quarantine,

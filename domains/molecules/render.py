@@ -40,3 +40,16 @@ def card(smiles: str, caption: str, kind: str = "") -> str:
         kind: ``right`` or ``wrong`` for a border, empty for none.
     """
     return f'<div class="card {kind}">{draw(smiles)}<div>{text(caption)}</div></div>'
+
+
+def text_card(description: str, caption: str, kind: str = "", letters: int = 200) -> str:
+    """The beginning of a description with a line under it.
+
+    Args:
+        description: In natural language.
+        caption: Under it.
+        kind: ``right`` or ``wrong`` for a border, empty for none.
+        letters: Of the beginning.
+    """
+    beginning = description if len(description) <= letters else description[: letters - 1] + "…"
+    return f'<div class="card {kind}"><p>{text(beginning)}</p><div>{text(caption)}</div></div>'

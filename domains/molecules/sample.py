@@ -23,6 +23,10 @@ class MoleculeSample(Carrier):
     """(53,) RDKit descriptors in the order and the units of `descriptors.DESCRIPTORS`, NaN where not computable."""
     text: str | None = None
     """Description in natural language."""
+    neighbours: NDArray[np.int64] | None = None
+    """(n,) entities of the knowledge graph around it, the nearest first; never told by its own description."""
+    facts: NDArray[np.int64] | None = None
+    """(n, 3) what the graph says of it: entity, relation, entity. Of molecules of the training part only."""
     targets: dict[str, NDArray[np.float64]]
     """By name: (tasks,) measured values or 0/1 labels in the unit of the file, NaN where missing. Empty in
     pre-training."""

@@ -1,9 +1,10 @@
-"""`polyfm tool molecules NAME`: both directions of SPMM for a user's own molecules and wishes."""
+"""`polyfm tool molecules NAME`: both directions of SPMM and of MolFM for a user's own molecules and wishes."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pandas as pd
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
-from polyfm.domains.molecules.generate import read_properties, write_smiles
+from polyfm.domains.molecules.generate import read_properties, write, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
+from polyfm.domains.molecules.read import canonical
+from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
@@ -89,6 +92,64 @@ def properties(words: Sequence[str]) -> None:
     tell_reading(data, out)
 
 
+def describe(words: Sequence[str]) -> None:
+    """Descriptions of molecules: polyfm tool molecules describe RUN INPUT --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules describe", "Write a description of each molecule.", READING)
+    parser.add_argument("run", help="folder of a molecules/molfm_generation run")
+    parser.add_argument("input", help="file of molecules")
+    parser.add_argument("--beams", type=int, default=2, help="k of the beam search; the likeliest is written")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours, given = parser.parse_reading(words)
+    reading = reading_options(given, MoleculeDataModule)
+    if ours.beams < 1:
+        parser.error("--beams must be at least 1")
+    out = result_file(ours.out, ours.input, (".csv",), "texts.csv")
+    model = load(ours.run)
+    data = _with_texts(model)
+    samples = data.samples_from(Path(ours.input), **reading)
+    written = write(model.task, data, "text", samples, beams=ours.beams, max_length=data.max_text_tokens)
+    rows = [
+        {"id": sample.id, "smiles": sample.smiles, "description": texts[0] if texts else ""}
+        for sample, texts in zip(samples, written, strict=True)
+    ]
+    pd.DataFrame(rows, columns=["id", "smiles", "description"]).to_csv(out, index=False)
+    print(f"{len(rows):,} descriptions: {out}. They are proposals: nothing in them was looked up")
+    tell_reading(data, out)
+
+
+def translate(words: Sequence[str]) -> None:
+    """SMILES for a description: polyfm tool molecules translate RUN "The molecule is …" --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules translate", "Write SMILES of the molecule that a text describes.")
+    parser.add_argument("run", help="folder of a molecules/molfm_generation run")
+    parser.add_argument("text", help="the description, in quotes")
+    parser.add_argument("--beams", type=int, default=2, help="k of the beam search; each beam is written")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours = parser.parse(words)
+    if ours.beams < 1:
+        parser.error("--beams must be at least 1")
+    out = result_file(ours.out, "", (".csv",), "molecules.csv")
+    model = load(ours.run)
+    data = _with_texts(model)
+    wish = MoleculeSample(id="wanted", group="", row=1, text=ours.text, targets={})
+    (found,) = write(model.task, data, "smiles", [wish], beams=ours.beams, max_length=data.max_tokens)
+    rows = [
+        {"beam": rank, "smiles": text, "valid": canonical(text, isomeric=data.isomeric) is not None}
+        for rank, text in enumerate(found, start=1)
+    ]
+    for row in rows:
+        print(f"  {row['smiles'] or '(empty)'}{'' if row['valid'] else '   not a valid molecule'}")
+    pd.DataFrame(rows, columns=["beam", "smiles", "valid"]).to_csv(out, index=False)
+    print(f"{len(rows)} SMILES: {out}")
+
+
 def parse_properties(text: str) -> np.ndarray:
     """(53,) wanted properties, NaN where nothing is asked for.
 
@@ -128,5 +189,18 @@ def _molecules(model: LoadedModel) -> MoleculeDataModule:
     return model.data
 
 
-TOOLS: dict[str, Callable[[Sequence[str]], None]] = {"generate": generate, "properties": properties}
+def _with_texts(model: LoadedModel) -> MoleculeDataModule:
+    if not isinstance(model.data, MoleculeDataModule) or "text" not in model.data.modalities:
+        raise UsageError(
+            "this run knows no texts", where=model.folder.path, remedy="Use a run of molecules/molfm_generation"
+        )
+    return model.data
+
+
+TOOLS: dict[str, Callable[[Sequence[str]], None]] = {
+    "generate": generate,
+    "properties": properties,
+    "describe": describe,
+    "translate": translate,
+}
 """By the word a user writes."""

@@ -148,7 +148,7 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
 
     Args:
         init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
-        tree: The recipe's; of its encoders those stay that the run has.
+        tree: The recipe's; of its encoders those stay that the run has, in pre-training the others, too.
     """
     from polyfm.shared.deployment.inference import data_of
     from polyfm.shared.training.init_from import InitFrom, Pretrained
@@ -176,7 +176,8 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
     other = [name for name, encoder in common.items() if _extent(encoder) != _extent(tree["model"]["encoders"][name])]
     if other:
         print(f"of the size of {source.path}, whatever --size says: {', '.join(other)}")
-    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
+    own = tree["model"]["encoders"] if tree["task"] == "pretrain" else {}  # its objectives name all of them
+    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": {**own, **common}}})
     if theirs["data"]["class_path"] == tree["data"]["class_path"]:
         # Items as the encoders were trained with, and no position that never was.
         for name in data_of(source.path).INHERITED:
@@ -258,12 +259,13 @@ def _one_voice() -> Iterator[None]:
 
 
 def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
-    """Weights of the encoders that both have, and the transforms they were trained with; a report of each encoder.
+    """Weights of encoders and fusion that both have, and the transforms they were trained with; a report of each.
 
     Args:
         cli: Built, not yet trained.
         init_from: What is taken from: a run, or a checkpoint that transformers wrote.
     """
+    from polyfm.shared.backbones.encoder import num_parameters
     from polyfm.shared.training.checkpoint import fitting, load_weights, read_checkpoint
     from polyfm.shared.training.init_from import InitFrom, Pretrained
     from polyfm.shared.training.run_folder import RunFolder
@@ -273,7 +275,9 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     if source.is_transformers:
         name = source.modality or next(iter(encoders))
         what = f"{name} from {source.path}"
-        print(Pretrained(source.path).load_into(encoders[name], what=what, at_least=source.at_least))
+        pretrained = Pretrained(source.path)
+        print(pretrained.load_into(encoders[name], what=what, at_least=source.at_least))
+        pretrained.hand_tokenizer(cli.datamodule, name)
         return
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
@@ -288,15 +292,20 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
                     where=source.path,
                     remedy="Leave out options that choose other parts, such as --data.tokenizer",
                 ) from error
-        for name, encoder in encoders.items():
-            prefix = f"model.encoders.{name}."
+        parts = {
+            **{f"encoders.{name}": encoder for name, encoder in encoders.items()},
+            "fusion": cli.model.model.fusion,
+        }
+        for path, part in parts.items():
+            prefix = f"model.{path}."
             weights = {
                 key.removeprefix(prefix): value
                 for key, value in content["state_dict"].items()
                 if key.startswith(prefix)
             }
-            if weights:
-                print(load_weights(encoder, weights, what=f"{name} from {source.path}", at_least=source.at_least))
+            if weights and num_parameters(part):
+                what = f"{path.removeprefix('encoders.')} from {source.path}"
+                print(load_weights(part, weights, what=what, at_least=source.at_least))
 
 
 def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished:

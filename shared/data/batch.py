@@ -48,6 +48,22 @@ class TokenIds(ModalityBatch):
         return TokenIds(rows=self.rows[keep], ids=self.ids[index], cu_seqlens=cu_seqlens)
 
 
+class Triples(ModalityBatch):
+    """What a knowledge graph says of some items: (head, relation, tail), any number for each."""
+
+    triples: Tensor
+    """(T, 3) int64: entity, relation, entity."""
+    cu_seqlens: Tensor
+    """(B_m+1,) int32: the triples of row i are ``triples[cu_seqlens[i]:cu_seqlens[i+1]]``."""
+    entities: int
+    """How many entities the graph has: what a wrong one is drawn from."""
+
+    def select(self, keep: Tensor) -> Triples:
+        """The same triples, only those of some rows."""
+        index, cu_seqlens = ragged.take(self.cu_seqlens, keep)
+        return self.replace(rows=self.rows[keep], triples=self.triples[index], cu_seqlens=cu_seqlens)
+
+
 class Values(ModalityBatch):
     """A fixed list of P numbers per row (descriptors, table columns), some of which may be unknown."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyfm.shared.data.batch import TokenIds, Values
+from polyfm.shared.data.batch import TokenIds, Triples, Values
 
 
 def sample_key(id: str) -> int:
@@ -44,6 +44,24 @@ def pack_ids(sequences: Sequence[np.ndarray | None]) -> TokenIds:
         ids=torch.from_numpy(ids.astype(np.int64)),
         cu_seqlens=torch.from_numpy(lengths.cumsum().astype(np.int32)),
         longest=int(lengths.max()),
+    )
+
+
+def pack_triples(facts: Sequence[np.ndarray | None], entities: int) -> Triples:
+    """Triples of a knowledge graph end to end; None where it says nothing of a sample.
+
+    Args:
+        facts: (n, 3) entity, relation, entity per sample.
+        entities: How many entities the graph has.
+    """
+    present = [(row, triples) for row, triples in enumerate(facts) if triples is not None]
+    lengths = np.array([0] + [len(triples) for _, triples in present])
+    triples = np.concatenate([np.zeros((0, 3), dtype=np.int64)] + [triples for _, triples in present])
+    return Triples(
+        rows=torch.tensor([row for row, _ in present], dtype=torch.int64),
+        triples=torch.from_numpy(triples.astype(np.int64)),
+        cu_seqlens=torch.from_numpy(lengths.cumsum().astype(np.int32)),
+        entities=entities,
     )
 
 

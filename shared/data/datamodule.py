@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,6 +87,8 @@ class DataModule(L.LightningDataModule):
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
 
+    tokenizers: Mapping[str, Any] = {}
+    """By modality of natural language: its tokenizer, whose place that of a checkpoint of transformers takes."""
     splits: Splits
     """Which sample belongs to which part; set by `setup`."""
     quarantine: Quarantine

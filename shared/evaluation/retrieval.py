@@ -47,11 +47,24 @@ class Retrieval:
             resamples: Drawn.
             seed: Of the draws.
         """
-        hits = (self.ranks <= k).astype(float)
-        rng = np.random.default_rng(seed)
-        means = hits[rng.integers(0, len(hits), (resamples, len(hits)))].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        return float(low), float(high)
+        return _interval((self.ranks <= k).astype(float), resamples, seed)
+
+    def mrr_interval(self, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean reciprocal rank.
+
+        Args:
+            resamples: Drawn.
+            seed: Of the draws.
+        """
+        return _interval(1.0 / self.ranks, resamples, seed)
+
+
+def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """Of the mean over queries."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def retrieve(queries: np.ndarray, candidates: np.ndarray, groups: np.ndarray | None = None, k: int = 5) -> Retrieval:

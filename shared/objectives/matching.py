@@ -4,24 +4,28 @@
 
 over n true pairs (y = 1) and, for each item of either side, one wrong partner from the batch (y = 0), drawn from
 softmax_j(aᵢ·bⱼ / τ) over the j of other groups, on whatever process they are. h_a is the pooled output of the fusion of
-a attending to b, h_b of b attending to a: the same blocks run both ways (SPMM, Chang and Ye, Nat. Commun. 2024).
+a attending to b, h_b of b attending to a: the same blocks run both ways (SPMM, Chang and Ye, Nat. Commun. 2024). Or
+only one of the two is asked: in ALBEF and MolFM (Luo et al., arXiv 2307.09484) the text that attends to the image or
+the molecule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfm.shared.backbones.encoder import Encoder
+from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.gather import Ranks, global_mean, reachable
-from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, paired
+from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, leading, paired
 from polyfm.shared.objectives.tiled import hardest
 from polyfm.shared.tokens.masking import Corruption, Draw
+from polyfm.shared.tokens.tokens import Tokens
 
 
 class Matching(Objective):
@@ -30,10 +34,11 @@ class Matching(Objective):
     A batch whose items are all of one group has no wrong partners and adds nothing.
 
     Args:
-        a: A modality with a projection.
+        a: A modality with a projection, or a sum of modalities whose first has one; see `View.modality`.
         b: Another.
         corrupt: What is hidden from a modality, by modality.
         temperature: τ of the draw; small for the hardest only, large for any.
+        queries: Whose tokens attend to the other's: one side's, or each side's in turn.
     """
 
     coupled = True
@@ -44,27 +49,51 @@ class Matching(Objective):
         b: str,
         corrupt: dict[str, Corruption] = {},  # noqa: B006 - read only
         temperature: float = 0.07,
+        queries: Literal["both", "a", "b"] = "both",
     ) -> None:
         super().__init__()
         self.a, self.b, self.temperature = a, b, temperature
         self.view_a, self.view_b = View(a, corrupt.get(a)), View(b, corrupt.get(b))
-        self.fused_a = View(a, corrupt.get(a), context=self.view_b)
-        self.fused_b = View(b, corrupt.get(b), context=self.view_a)
+        fused = {
+            "a": View(a, corrupt.get(a), context=self.view_b),
+            "b": View(b, corrupt.get(b), context=self.view_a),
+        }
+        self.fused = {side: view for side, view in fused.items() if queries in ("both", side)}
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
-        for name in (self.a, self.b):
+        for name in (leading(self.a), leading(self.b)):
             if name not in encoders or encoders[name].projection is None:
                 raise RecipeError(
                     f"{name!r} is no encoder with a projection, by which hard negatives are found",
                     where="objectives.Matching",
                     remedy=f"Set encoders.{name}.projection",
                 )
-        self.head = nn.Linear(encoders[self.a].width + encoders[self.b].width, 2)
+        self.head = nn.Linear(sum(encoders[leading(view.modality)].width for view in self.fused.values()), 2)
 
     def needs(self) -> set[View]:
         """See `Objective.needs`."""
-        return {self.view_a, self.view_b, self.fused_a, self.fused_b}
+        return {self.view_a, self.view_b, *self.fused.values()}
+
+    def seen(self, model: MultimodalModel, a: Tokens, b: Tokens) -> Tensor:
+        """What the head judges pairs by.
+
+        Args:
+            model: Fuses.
+            a: n sequences of the first modality.
+            b: n of the second.
+
+        Returns:
+            (n, D), or (n, D_a + D_b) if both sides are asked.
+        """
+        asked = {"a": (a, b), "b": (b, a)}
+        return torch.cat(
+            [
+                model.encoders[leading(view.modality)].pooling(model.fuse(*asked[side]))  # type: ignore[operator]
+                for side, view in self.fused.items()
+            ],
+            dim=1,
+        )
 
     def reads_tokens(self) -> set[View]:
         """See `Objective.reads_tokens`: those of partners that were mined."""
@@ -89,14 +118,11 @@ class Matching(Objective):
         tokens_a, place_a = reachable(ranks, features_a.tokens, i, torch.cat([own, wrong_a.indices[asked, 0]]))
         tokens_b, place_b = reachable(ranks, features_b.tokens, j, torch.cat([wrong_b.indices[asked, 0], own]))
 
-        def fused(some: Tensor) -> Tensor:
-            one, other = tokens_a.select(place_a[some]), tokens_b.select(place_b[some])
-            pool_a, pool_b = views.model.encoders[self.a].pooling, views.model.encoders[self.b].pooling
-            a_to_b, b_to_a = views.model.fuse(one, other), views.model.fuse(other, one)
-            return torch.cat([pool_a(a_to_b), pool_b(b_to_a)], dim=1)  # type: ignore[operator]
+        def wrong_pairs(some: Tensor) -> Tensor:
+            return self.seen(views.model, tokens_a.select(place_a[some]), tokens_b.select(place_b[some]))
 
-        true = torch.cat([views[self.fused_a].pooled[asked], views[self.fused_b].pooled[asked]], dim=1)
-        wrong = views.piecewise(fused, torch.arange(len(place_a), device=place_a.device))
+        true = torch.cat([views[view].pooled[asked] for view in self.fused.values()], dim=1)
+        wrong = views.piecewise(wrong_pairs, torch.arange(len(place_a), device=place_a.device))
         logits = self.head(torch.cat([true, wrong])).float()
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         target[: len(true)] = 1

@@ -29,7 +29,8 @@ class View:
     """A request: this modality, seen so. Equal requests are run once."""
 
     modality: str
-    """Which encoder."""
+    """Which encoder; ``a+b`` for the tokens of a and, behind them, b's where the item has it: items are those that have
+    a, and a's are the pooled and projected vectors."""
     corruption: Corruption | None = None
     """What is hidden from it. Views of one modality with equal corruptions hide the same items."""
     mask: MaskSpec = FULL
@@ -45,6 +46,12 @@ class View:
     def unfused(self) -> View:
         """The same view before the fusion."""
         return dataclasses.replace(self, context=None)
+
+    @property
+    def parts(self) -> tuple[View, ...]:
+        """The views that stand in this one: itself, unless its modality is a sum."""
+        names = self.modality.split("+")
+        return tuple(dataclasses.replace(self, modality=name, context=None) for name in names)
 
 
 def clean(modality: str) -> View:
@@ -186,6 +193,15 @@ class Objective(nn.Module):
             model: Trained weights.
             momentum: Of the moving average.
         """
+
+
+def leading(modality: str) -> str:
+    """The first of the modalities of a view: whose items, pooled and projected vectors the view has.
+
+    Args:
+        modality: As in `View.modality`.
+    """
+    return modality.partition("+")[0]
 
 
 def paired(a: Features, b: Features) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What a training starts from: a run of polyfm, or a checkpoint of transformers in a local folder.
 
-Of a folder that transformers wrote, two files are read: ``config.json`` (numbers and words, never the code that it may
-name) and ``model.safetensors``. Nothing is downloaded.
+Of a folder that transformers wrote, ``config.json`` is read (numbers and words, never the code that it may name),
+``model.safetensors``, and for an encoder of natural language its tokenizer (``tokenizer.json`` or ``vocab.txt``).
+Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 
 from polyfm.shared.backbones.conversion import KEY_MAPS, State
 from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.tokens.tokenizer import TextTokenizer, read_pretrained
 from polyfm.shared.training.checkpoint import load_weights, matching_share, read_tensors
 
 FAMILIES = {
@@ -143,7 +145,26 @@ class Pretrained:
         shape = self.encoder(family)
         started = copy.deepcopy(tree)
         started["model"]["encoders"][name] = {**copy.deepcopy(own), **shape}
+        masked = [part for part in started["model"].get("objectives", {}).values() if _masks(part, name)]
+        if masked:  # ids of special tokens are those of the tokenizer that comes with the weights
+            tokenizer = self.tokenizer()
+            for part in masked:
+                part["init_args"] |= {"mask_id": tokenizer.mask, "specials": tokenizer.specials}
         return started
+
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer whose ids the weights were trained with."""
+        return read_pretrained(self.path)
+
+    def hand_tokenizer(self, data: Any, modality: str) -> None:
+        """Give the data module the tokenizer of what it makes tokens of, if that is natural language.
+
+        Args:
+            data: Not set up yet.
+            modality: Of the encoder that starts from this.
+        """
+        if modality in data.tokenizers:
+            data.tokenizers[modality].load(self.tokenizer().state())
 
     def encoder(self, family: str) -> dict[str, Any]:
         """The encoder that these weights fit into, as a recipe has it.
@@ -179,6 +200,13 @@ class Pretrained:
         states = [state(family) for family in self.families]
         best = max(states, key=lambda state: matching_share(encoder, state))
         return load_weights(encoder, best, what=what, at_least=at_least)
+
+
+def _masks(part: Any, modality: str) -> bool:
+    """Whether an objective of a recipe hides tokens of a modality."""
+    arguments = part.get("init_args", {}) if isinstance(part, dict) else {}
+    named = isinstance(part, dict) and str(part.get("class_path", "")).endswith("MaskedTokens")
+    return named and arguments.get("modality") == modality
 
 
 def _activation(config: Mapping[str, Any], key: str = "hidden_act") -> str:

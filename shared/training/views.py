@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from polyfm.shared.backbones.encoder import MultimodalModel
+from polyfm.shared.backbones.fusion import concat
 from polyfm.shared.data.batch import Batch, ModalityBatch
-from polyfm.shared.objectives.objective import Progress, View, Views, paired
+from polyfm.shared.objectives.objective import Progress, View, Views, leading, paired
 from polyfm.shared.tokens.masking import Corruption, Draw
 from polyfm.shared.tokens.tokens import Features
 
@@ -29,6 +30,9 @@ def closure(needs: Iterable[View]) -> list[View]:
         if view.context is not None:
             add(view.unfused)
             add(view.context)
+        elif len(view.parts) > 1:
+            for part in view.parts:
+                add(part)
         found[view] = None
 
     for view in sorted(set(needs), key=repr):
@@ -75,13 +79,23 @@ def answer(
             raise ValueError(f"no teacher for {view}")
         source: nn.Module = model if view.weights == "online" or teacher is None else teacher
         with around(view), torch.set_grad_enabled(torch.is_grad_enabled() and view.weights == "online"):
-            if view.context is None:
+            if view.context is not None:
+                features[view] = _fused(view, features, source)
+            elif len(view.parts) > 1:
+                features[view] = _joined([features[part] for part in view.parts], len(batch))
+            else:
                 rows, selected = inputs(view)
                 seen = source(view.modality, rows, view.mask, view.depth)
                 features[view] = seen if selected is None else seen.replace(selected=selected)
-            else:
-                features[view] = _fused(view, features, source)
     return Views(features, model, progress, draw)
+
+
+def _joined(parts: Sequence[Features], size: int) -> Features:
+    """Tokens of several modalities as one sequence for each item that has the first; the rest is the first's."""
+    first = parts[0]
+    whole = concat([part.tokens for part in parts], [part.rows for part in parts], size).select(first.rows)
+    tokens = whole.replace(modality=None)  # of blocks with experts these are context only
+    return first.replace(tokens=tokens if first.tokens.packed else tokens.pad())
 
 
 def _fused(view: View, features: dict[View, Features], model: nn.Module) -> Features:
@@ -99,7 +113,7 @@ def _fused(view: View, features: dict[View, Features], model: nn.Module) -> Feat
         keep = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
         keep[rows_q] = True
         selected = selected[keep[owner]]
-    encoder: Any = model.encoders[view.modality]  # type: ignore[index]
+    encoder: Any = model.encoders[leading(view.modality)]  # type: ignore[index]
     return Features(
         tokens=fused,
         pooled=encoder.pooling(fused),

@@ -34,6 +34,8 @@ SCIENCE = {
         "canonical.py",
         "descriptors.py",
         "duplicates.py",
+        "knowledge.py",
+        "phrases.py",
         "scaffold.py",
         "smiles_graph.py",
         "structure_files.py",

@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from polyfm.shared import objectives
-from polyfm.shared.data.batch import Batch
+from polyfm.shared.backbones.block import PostNorm
+from polyfm.shared.backbones.encoder import Encoder
+from polyfm.shared.backbones.transformer import Transformer
+from polyfm.shared.data import ragged
+from polyfm.shared.data.batch import Batch, Triples
 from polyfm.shared.objectives.causal import CausalLM, NextValue
 from polyfm.shared.objectives.contrastive import InfoNCE
 from polyfm.shared.objectives.gather import Ranks
+from polyfm.shared.objectives.hinge import MaxOfHinges
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues
 from polyfm.shared.objectives.matching import Matching
 from polyfm.shared.objectives.objective import Objective, Progress, View, Views
 from polyfm.shared.objectives.queue import FeatureQueue
 from polyfm.shared.objectives.sigmoid import SigLIP
+from polyfm.shared.objectives.translation import TransE
+from polyfm.shared.tokens.entities import EntityTokens
 from polyfm.shared.tokens.masking import Draw, MaskValues
 from polyfm.shared.training.large_batch import LargeBatch, chunks_of
 from polyfm.shared.training.optim import move_average
@@ -57,8 +65,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "InfoNCE, soft targets": lambda: InfoNCE(soft=0.4),
     "InfoNCE, queue, soft targets, within modalities": lambda: InfoNCE(corrupt=HALF, queue=11, soft=0.4, intra=True),
     "SigLIP": lambda: SigLIP(bias=-2.0),
+    "MaxOfHinges": lambda: MaxOfHinges(margin=0.5),
     "Matching": lambda: Matching("smiles", "properties", corrupt=HALF),
     "Matching, hardest": lambda: Matching("smiles", "properties", temperature=1e-3),
+    "Matching, one way": lambda: Matching("smiles", "properties", queries="a"),
     "MaskedTokens": lambda: MaskedTokens("smiles"),
     "MaskedTokens, conditioned": lambda: MaskedTokens("smiles", context="properties", corrupt=HALF),
     "MaskedValues": lambda: MaskedValues("properties", context="smiles"),
@@ -66,10 +76,11 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CausalLM": lambda: CausalLM("smiles"),
     "CausalLM, conditioned, distilled": lambda: CausalLM("smiles", context="properties", corrupt=HALF, distill=0.4),
     "NextValue": lambda: NextValue("properties", context="smiles"),
+    "TransE": lambda: TransE("knowledge", relations=3),
 }
 IN_CHUNKS = {"unequal presence", "groups across processes", "one process without a row"}
 """Layouts whose first step is also seen in chunks, of which the processes have different numbers."""
-ALONE = {"MaskedTokens", "MaskedValues, visible", "CausalLM"}
+ALONE = {"MaskedTokens", "MaskedValues, visible", "CausalLM", "TransE"}
 """They need no pairs."""
 
 
@@ -95,6 +106,23 @@ def in_double(module: Any) -> Any:
     return module
 
 
+def knowledge() -> Encoder:
+    """Of five entities."""
+    torch.manual_seed(2)
+    return Encoder(
+        8, partial(EntityTokens, entities=5, size=4), partial(Transformer, depth=1, block=partial(PostNorm, heads=2))
+    )
+
+
+def facts(rows: Tensor, step: int) -> Triples:
+    """As many triples of an item as its number says, none of the first."""
+    counts = rows % 4
+    drawn = torch.Generator().manual_seed(step)
+    triples = torch.randint(5, (int(counts.sum()), 3), generator=drawn)
+    triples[:, 1] %= 3
+    return Triples(rows=rows, triples=triples, cu_seqlens=ragged.boundaries(counts), entities=5)
+
+
 class Model(nn.Module):
     """A small model and its teacher under one objective. In float64, or noise would be all that is seen."""
 
@@ -102,6 +130,10 @@ class Model(nn.Module):
         super().__init__()
         self.model = make_model(packed=packed)
         self.teacher = make_model(seed=1, packed=packed).requires_grad_(False)
+        if kind == "TransE":
+            for part in (self.model, self.teacher):
+                part.encoders["knowledge"] = knowledge()
+            self.teacher.requires_grad_(False)
         self.objective = OBJECTIVES[kind]()
         torch.manual_seed(5)
         self.objective.build(dict(self.model.encoders.items()))  # type: ignore[arg-type]
@@ -140,6 +172,7 @@ def batch_of(layout: str, step: int, rank: int | None) -> Batch:
     whole = make_batch(map(bool, has_smiles), map(bool, has_properties), [group + 100 * step for group in groups], step)
     table = whole["properties"]
     whole.modalities["properties"] = table.replace(values=table.values.double())
+    whole.modalities["facts"] = facts(whole["smiles"].rows, step)
     return select(whole, torch.tensor([i for i in range(len(groups)) if rank is None or where[i] == rank]).long())
 
 

@@ -28,6 +28,13 @@ PROPERTIES = 2 * D + 2 * D + (53 + 1) * D + NORM + 6 * LAYER  # Linear(1, D); un
 PROJECTION = D * 256 + 256
 GIN_LAYER = 18 * 300 + (300 * 600 + 600) + (600 * 300 + 300) + 2 * 300  # bond categories, MLP, norm
 
+# MolFM: GIN of 300 over 124 atom and 9 bond categories, widened to 768; 6 layers over 31,090 pieces of text; 49,151 entities
+# of 256, widened to 768, with 8 relations; 6 fusion layers.
+TOKEN_HEAD = D * D + D + NORM  # and a bias for each token; the decoder is the embedder's table
+GRAPH = 124 * 300 + 5 * (GIN_LAYER - 9 * 300) + 300 * D + D
+TEXT = (31090 + 512) * D + NORM + 6 * LAYER
+KNOWLEDGE = 49151 * 256 + 256 * D + D
+
 PARAMETERS = {
     # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
     # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
@@ -35,6 +42,13 @@ PARAMETERS = {
     + 1 + (2 * D * 2 + 2) + (D * D + D + NORM + 300) + (D * D + D + NORM + D + 1),
     # SPMM's lower 6 layers of SMILES; the head is made when the labels are known. No paper of its own.
     "molecules/property": SMILES,
+    # Luo et al. publish no count that was found. The temperature, the matching head on the text's side, the token head tied
+    # to the table, the translations.
+    "molecules/molfm": GRAPH + TEXT + KNOWLEDGE + 2 * PROJECTION + 6 * CROSS_LAYER
+    + 1 + (D * 2 + 2) + (TOKEN_HEAD + 31090) + 8 * 256,
+    # No paper's own: MolFM's encoders, 6 layers over 1,000 pieces of SMILES, a token head for each of the two.
+    "molecules/molfm_generation": GRAPH + TEXT + KNOWLEDGE + (1000 + 512) * D + NORM + 6 * LAYER + 2 * PROJECTION
+    + 6 * CROSS_LAYER + 1 + (TOKEN_HEAD + 31090) + (TOKEN_HEAD + 1000),
     # GIN of Hu et al. in the size of MolFM and MoMu: 171 atom categories, 5 layers of 300.
     "molecules/graph_property": 171 * 300 + 5 * GIN_LAYER,
 }  # fmt: skip

@@ -244,11 +244,12 @@ def retrieval_table(found: dict[str, Retrieval]) -> str:
         for k in (1, 5, 10):
             low, high = result.interval(k)
             row.append(f"{result.recall(k):.1%} ({low:.1%} to {high:.1%})")
-        rows.append([*row, result.mrr])
+        low, high = result.mrr_interval()
+        rows.append([*row, f"{result.mrr:.1%} ({low:.1%} to {high:.1%})"])
     pool = next(iter(found.values())).pool
     chance = Retrieval(ranks=np.arange(1, pool + 1), top=np.zeros((0, 0), dtype=np.int64), pool=pool)
-    rows.append(["chance", pool, *(f"{chance.chance(k):.1%}" for k in (1, 5, 10)), chance.mrr])
-    return table(["direction", "pool", "R@1 (95 %)", "R@5 (95 %)", "R@10 (95 %)", "MRR"], rows)
+    rows.append(["chance", pool, *(f"{chance.chance(k):.1%}" for k in (1, 5, 10)), f"{chance.mrr:.1%}"])
+    return table(["direction", "pool", "R@1 (95 %)", "R@5 (95 %)", "R@10 (95 %)", "MRR (95 %)"], rows)
 
 
 def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str, seed: int = 0) -> Panel:

@@ -12,7 +12,14 @@ from rdkit import Chem
 from rdkit.Chem import AllChem, Descriptors
 
 from polyfm.domains.molecules import baselines as module
-from polyfm.domains.molecules.baselines import baselines, descriptors_2d, fingerprints
+from polyfm.domains.molecules.baselines import (
+    baselines,
+    descriptors_2d,
+    fingerprints,
+    nearest_structures,
+    nearest_texts,
+    text_vectors,
+)
 from polyfm.shared.training.targets.kinds import fit_target
 
 NAN = float("nan")
@@ -114,3 +121,33 @@ def test_descriptors_are_all_of_rdkit_s_and_infinities_are_unknown() -> None:
     own = Descriptors.CalcMolDescriptors(Chem.MolFromSmiles("CCO"))
     np.testing.assert_allclose(found[0], [np.nan if abs(v) >= 1e9 else v for v in own.values()])
     assert not np.isinf(found).any()
+
+
+def test_counts_of_substructures_are_rdkit_s() -> None:
+    counts = fingerprints(["CCO", "c1ccccc1"], counts=True)
+    assert counts.sum(1).tolist() == [6, 18]  # 3 atoms, 2 bonds' ends and the middle; 6 atoms at 3 radii
+    assert ((counts > 0) == fingerprints(["CCO", "c1ccccc1"])).all()
+
+
+class TestTexts:
+    def test_words_are_mapped_to_substructures(self, table: pd.DataFrame) -> None:
+        """Invented texts name the parts: molecules are found by them, those of the training part are not needed."""
+        smiles, texts = table["smiles"].tolist(), table["description"].tolist()
+        said, drawn = text_vectors(smiles, texts, np.arange(60), np.arange(60, 80), seed=0)
+        assert said.shape == drawn.shape == (20, 59)
+        np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1)
+        assert np.mean((said @ drawn.T).argmax(1) == np.arange(20)) > 0.3  # by chance 0.05
+
+    def test_only_training_pairs_are_fitted(self, table: pd.DataFrame) -> None:
+        smiles, texts = table["smiles"].tolist(), table["description"].tolist()
+        first = text_vectors(smiles, texts, np.arange(60), np.arange(60, 80), seed=0)
+        texts[70] = "something else"
+        again = text_vectors(smiles, texts, np.arange(60), np.arange(60, 80), seed=0)
+        np.testing.assert_allclose(first[1], again[1])
+        np.testing.assert_allclose(np.delete(first[0], 10, 0), np.delete(again[0], 10, 0))
+
+    def test_the_nearest_of_the_training_part(self) -> None:
+        smiles = ["CCCCO", "c1ccccc1", "CCCCN", "CCCCCO", "Cc1ccccc1"]
+        assert nearest_structures(smiles, np.array([0, 1, 2]), np.array([3, 4])).tolist() == [0, 1]
+        texts = ["an alcohol", "a benzene ring", "an amine", "a fatty alcohol", "a ring"]
+        assert nearest_texts(texts, np.array([0, 1, 2]), np.array([3, 4])).tolist() == [0, 1]

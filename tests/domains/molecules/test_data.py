@@ -13,6 +13,7 @@ import torch
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.synthetic import KINDS, write_synthetic
 from polyfm.domains.molecules.transforms import SEP, BpeTokenizer
 from polyfm.shared.data.sampler import Key
@@ -114,7 +115,9 @@ class TestReading:
         assert module(tmp_path / "x.csv", split="random").splits.counts()["train"] > 40
 
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
-        with pytest.raises(RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph"):
+        with pytest.raises(
+            RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, text, knowledge"
+        ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):
             MoleculeDataModule(str(molecules), targets=["activity", "activity"])
@@ -274,3 +277,79 @@ class TestLabels:
         assert data.target_names() == []
         assert data.target_values(np.array([0, 1])).shape == (2, 0)
         assert batch_of(data).targets == {}
+
+
+class TestTexts:
+    MODALITIES = ["graph", "text", "knowledge"]
+
+    def test_descriptions_become_tokens_and_neighbours(self, molecules: Path) -> None:
+        data = module(molecules, modalities=self.MODALITIES, text_vocabulary=400)
+        batch = batch_of(data)
+        texts = pd.read_csv(molecules)["description"].tolist()
+        ids = batch["text"].ids[: int(batch["text"].cu_seqlens[1])].tolist()
+        assert data.text_tokenizer.decode(ids[1:]) == texts[0]
+        assert len(batch["knowledge"].rows) > 0
+        assert int(batch["facts"].triples[:, [0, 2]].max()) < batch["facts"].entities == len(data.knowledge)
+        heads = {data.knowledge.molecules[i - len(data.knowledge.names)] for i in batch["facts"].triples[:, 0].tolist()}
+        assert heads <= {data.table.smiles[i] for i in data.part("train")}
+
+    def test_what_was_guessed_built_and_cut_is_said(self, molecules: Path) -> None:
+        data = module(molecules, modalities=self.MODALITIES, text_vocabulary=400, max_text_tokens=12)
+        said = "\n".join(data.summary())
+        assert "text taken from column 'description'" in said
+        assert "the knowledge graph links" in said
+        assert "80 texts have more than 12 tokens and are cut there (data.max_text_tokens)" in said
+        assert int(batch_of(data)["text"].lengths.max()) == 12
+        assert "text taken" not in "\n".join(module(molecules).summary())
+
+    def test_a_column_of_another_name_is_an_option(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules).rename(columns={"description": "what it is"})
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        data = module(tmp_path / "x.csv", modalities=self.MODALITIES, text="what it is", text_vocabulary=400)
+        assert data.table.text == frame["what it is"].tolist()
+        with pytest.raises(DataError, match="no column of descriptions was found.*--data.text COLUMN"):
+            module(tmp_path / "x.csv", modalities=self.MODALITIES)
+
+    def test_a_molecule_may_lack_its_text_and_a_text_its_molecule(self, molecules: Path, tmp_path: Path) -> None:
+        frame = pd.read_csv(molecules)
+        frame.loc[[1, 3], "description"] = None
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        data = module(tmp_path / "x.csv", modalities=self.MODALITIES, text_vocabulary=400)
+        assert batch_of(data)["text"].rows.tolist() == [0, 2, 4, 5]
+        wanted = MoleculeSample(id="wish", group="", row=1, text="a phenol", targets={})
+        batch = data.collate([wanted, *data.samples_from(["CCO"])])
+        assert (batch["text"].rows.tolist(), batch["graph"].rows.tolist()) == ([0], [1])
+        assert len(batch["facts"].rows) == 0
+
+    def test_new_molecules_have_neighbours_but_no_text(self, molecules: Path) -> None:
+        data = module(molecules, modalities=self.MODALITIES, text_vocabulary=400)
+        smiles = [data.table.smiles[i] for i in data.part("train")[:5]]
+        samples = data.samples_from(smiles)
+        assert [sample.text for sample in samples] == [None] * 5
+        for sample, place in zip(samples, data.part("train")[:5], strict=True):
+            known = data.neighbours[place]
+            assert (sample.neighbours is None) == (known is None)
+            assert known is None or sample.neighbours.tolist() == known.tolist()
+        from_file = data.samples_from(molecules)
+        assert [sample.text for sample in from_file] == pd.read_csv(molecules)["description"].tolist()
+
+    def test_tokenizer_and_graph_go_along_with_a_run(self, molecules: Path, tmp_path: Path) -> None:
+        first = module(molecules, modalities=self.MODALITIES, text_vocabulary=400)
+        torch.save(first.state_dict(), tmp_path / "state")
+        state = torch.load(tmp_path / "state", weights_only=True)  # noqa: TID251
+        second = MoleculeDataModule(
+            str(write_synthetic(tmp_path, n=40, seed=9)), modalities=self.MODALITIES, text_vocabulary=400
+        )
+        second.load_state_dict(state)
+        second.setup()
+        assert second.state_dict() == first.state_dict()
+        for lacking, what in (("text_tokenizer", "tokenizer of texts"), ("knowledge", "knowledge graph")):
+            rest = {name: value for name, value in state["transforms"].items() if name != lacking}
+            third = MoleculeDataModule(str(molecules), modalities=self.MODALITIES)
+            with pytest.raises(DataError, match=f"the run that this starts from has no {what}"):
+                third.load_state_dict({"transforms": rest})
+
+    def test_batches_are_as_long_as_the_longest_of_smiles_and_text(self, molecules: Path) -> None:
+        data = module(molecules, modalities=self.MODALITIES, text_vocabulary=400)
+        texts = [len(ids) for ids in data.text_tokenizer.encode(data.table.text or [])]  # type: ignore[arg-type]
+        assert (data.lengths() == np.maximum(module(molecules).lengths(), np.minimum(texts, 128))).all()

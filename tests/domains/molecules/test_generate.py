@@ -12,11 +12,14 @@ import torch
 from polyfm.domains.molecules import generate as module
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
-from polyfm.domains.molecules.generate import objective_of, read_properties, write_smiles
+from polyfm.domains.molecules.generate import objective_of, read_properties, write, write_smiles
 from polyfm.domains.molecules.transforms import CLS, SEP
+from polyfm.shared.backbones.fusion import concat
+from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.backbones.masks import CAUSAL
 from polyfm.shared.data.batch import Values
 from polyfm.shared.data.collate import pack_ids, stack_values
+from polyfm.shared.data.sampler import Key
 from polyfm.shared.errors import UsageError
 from polyfm.shared.objectives.causal import CausalLM, NextValue
 from polyfm.shared.objectives.heads import table
@@ -121,3 +124,61 @@ def test_a_run_that_cannot_says_so(spmm: Spmm, wanted: np.ndarray) -> None:
         write_smiles(Other(), data, wanted)
     with pytest.raises(UsageError, match="cannot tell properties: it was trained without NextValue"):
         read_properties(Other(), data, ["CCO"])
+
+
+class TestTexts:
+    """MolFM's two directions."""
+
+    def samples(self, data: MoleculeDataModule, count: int = 5) -> list[Any]:
+        return data.make_samples([Key(int(i), 0) for i in data.part("test")[:count]])
+
+    @pytest.mark.parametrize("modality", ["text", "smiles"])
+    def test_with_cache_is_as_without(self, molfm: Spmm, modality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, data = molfm
+        cached = write(task, data, modality, self.samples(data), max_length=15)
+        monkeypatch.setattr(module, "beam_search", partial(module.beam_search, cached=False))
+        assert write(task, data, modality, self.samples(data), max_length=15) == cached
+        assert all(cached)
+
+    def test_a_description_by_hand(self, molfm: Spmm) -> None:
+        """Greedy, the whole prefix each time: the text sees atoms and neighbours through the fusion."""
+        task, data = molfm
+        sample = self.samples(data, 1)
+        head = objective_of(task, CausalLM, "x", modality="text").head
+        batch = data.collate(sample)
+        with torch.inference_mode():
+            graph, near = (task.model(name, batch[name]).tokens.pack() for name in ("graph", "knowledge"))
+            context = concat([graph, near]).replace(modality=None)
+            ids = [data.text_tokenizer.start]
+            for _ in range(12):
+                tokens = task.model("text", pack_ids([np.array(ids)]), CAUSAL).tokens
+                told = head(task.model.fuse(tokens, context, CAUSAL).pad().x[0, -1:], table(task.model, "text"))[0]
+                told[data.text_tokenizer.end] = -np.inf  # the search below may not end either
+                ids.append(int(told.argmax()))
+        assert len(near.x) > 0
+        found = beam_search(
+            objective_of(task, CausalLM, "x", modality="text").step(task.model, context.pad()),
+            pack_ids([np.array(ids[:1])]),
+            end=data.text_tokenizer.end,
+            max_length=12,
+            beams=1,
+            min_length=12,
+        )
+        assert found.ids[0, 0].tolist() == ids[1:]
+
+    def test_who_lacks_the_context_gets_nothing(self, molfm: Spmm) -> None:
+        task, data = molfm
+        samples = self.samples(data, 3)
+        samples[1] = samples[1].replace(smiles=None, text=None, neighbours=None)
+        for modality in ("text", "smiles"):
+            written = write(task, data, modality, samples, max_length=10)
+            assert [bool(beams) for beams in written] == [True, False, True]
+
+    def test_rows_do_not_depend_on_chunks(self, molfm: Spmm) -> None:
+        task, data = molfm
+        whole = write(task, data, "text", self.samples(data), max_length=10)
+        assert write(task, data, "text", self.samples(data), max_length=10, chunk=2) == whole
+
+    def test_a_run_without_texts_says_so(self, spmm: Spmm) -> None:
+        with pytest.raises(UsageError, match="cannot describe molecules.*Use a run of molecules/molfm_generation"):
+            write(*spmm, "text", [])

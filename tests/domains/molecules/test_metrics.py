@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
-from polyfm.domains.molecules.metrics import generation_metrics, r2_per_column
+from polyfm.domains.molecules.metrics import generation_metrics, r2_per_column, translation_metrics
 
 ONES = np.ones(len(DESCRIPTORS))
 
@@ -49,3 +49,35 @@ def test_r2_by_hand() -> None:
     told = np.array([[1.0, 4.0, 9.0], [2.0, 5.0, 2.0], [2.0, 5.0, 2.0]])
     # 1 - 1/2; constant; 1 - 2/2
     np.testing.assert_allclose(r2_per_column(told, true), [0.5, np.nan, 0.0])
+
+
+def test_molecules_written_for_texts_by_hand() -> None:
+    written, wanted = ["OCC", "CCN", "CC(", "c1ccccc1C"], ["CCO", "CCO", "CCC", "c1ccccc1"]
+    found = translation_metrics(written, wanted)
+    assert found["exact"] == 1 / 4  # ethanol, whatever the string
+    assert found["validity"] == 3 / 4
+    # Replaced: O C C for C C O (2 letters), N for O, C( for CC, one letter more.
+    assert found["levenshtein"] == (2 + 1 + 1 + 1) / 4
+    # Morgan counts of radius 2. Ethanol and ethylamine: 6 environments each (3 atoms; 3 of radius 1, of which CH3's neighbour
+    # C is alike; none beyond): CH3, CH2 and CH3's surroundings in common, 3 of 6 + 6 - 3.
+    alone = translation_metrics(["CCN"], ["CCO"])
+    assert alone["morgan_similarity"] == pytest.approx(3 / 9)
+    same = translation_metrics(["OCC"], ["CCO"])
+    assert {same[f"{name}_similarity"] for name in ("maccs", "rdk", "morgan")} == {1.0}
+
+
+def test_letters_of_smiles_are_what_bleu_is_of() -> None:
+    # CCON for CCOC: letters 3/4, pairs 2/3, threes 1/2, fours 0/1.
+    assert translation_metrics(["CCON"], ["CCOC"])["bleu"] == 0
+    # CCOCN for CCOCC: 4/5, 3/4, 2/3, 1/2.
+    assert translation_metrics(["CCOCN"], ["CCOCC"])["bleu"] == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
+def test_stereoisomers_are_not_exact() -> None:
+    assert translation_metrics(["C[C@H](N)C(=O)O"], ["C[C@@H](N)C(=O)O"])["exact"] == 0
+
+
+def test_nothing_valid_is_like_nothing() -> None:
+    found = translation_metrics(["", "C("], ["CC", "CC"])
+    assert (found["validity"], found["exact"]) == (0, 0)
+    assert not any(name.endswith("similarity") for name in found)

@@ -39,14 +39,12 @@ def test_guesses_are_announced_and_options_are_not(tmp_path: Path) -> None:
     )
     table = read_molecules(path)
     assert table.guesses == {
-        "smiles": "Canonical SMILES", "id": "Compound ID", "description": "Description", "split": "Split",
+        "smiles": "Canonical SMILES", "id": "Compound ID", "text": "Description", "split": "Split",
     }  # fmt: skip
     assert table.text == ["gas", None]
     assert table.split == ["train", "test"]
     assert table.targets.shape == (2, 0)
-    named = read_molecules(
-        path, smiles="Canonical SMILES", id="y", targets=["y"], description="Compound ID", split="Split"
-    )
+    named = read_molecules(path, smiles="Canonical SMILES", id="y", targets=["y"], text="Compound ID", split="Split")
     assert named.guesses == {}
     assert (named.ids, named.text, named.target_names) == (["1", "2"], ["a", "b"], ("y",))
 
@@ -244,7 +242,7 @@ def test_doubled_backslashes_of_chebi_are_gone() -> None:
     assert (table.quarantine.num_read, len(table)) == (3301, 3301)
     assert not any("\\\\" in smiles for smiles in table.smiles)
     assert sum("\\" in smiles for smiles in table.smiles) > 300
-    assert table.guesses == {"smiles": "SMILES", "id": "CID", "description": "description"}
+    assert table.guesses == {"smiles": "SMILES", "id": "CID", "text": "description"}
     assert all(text is not None and text.startswith("The molecule") for text in table.text or [])
 
 

@@ -1,15 +1,16 @@
-"""`polyfm tool molecules`: both directions of SPMM as commands."""
+"""`polyfm tool molecules`: both directions of SPMM and of MolFM as commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
-from polyfm.domains.molecules.tools import TOOLS, generate, parse_properties, properties
+from polyfm.domains.molecules.tools import TOOLS, describe, generate, parse_properties, properties, translate
 from polyfm.shared.errors import UsageError
 
 
@@ -77,7 +78,7 @@ def test_wrong_words(spmm_run: Path, tmp_path: Path, words: list[str], message: 
 
 
 def test_every_tool_says_what_it_does() -> None:
-    assert set(TOOLS) == {"generate", "properties"}
+    assert set(TOOLS) == {"generate", "properties", "describe", "translate"}
     assert all("polyfm tool molecules" in (tool.__doc__ or "") for tool in TOOLS.values())
 
 
@@ -110,4 +111,45 @@ def test_columns_may_be_told(spmm_run: Path, odd: Path, tmp_path: Path, capsys: 
 def test_wrong_options_about_reading(spmm_run: Path, odd: Path, words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         generate([str(spmm_run), *(str(odd) if word == "ODD" else word for word in words), "--out", "x.csv"])
+    assert message in str(error.value)
+
+
+def test_descriptions_of_a_file(molfm_run: Path, odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "x.csv"
+    describe([str(molfm_run), str(odd), "--data.smiles", "drug", "--data.id=nr", "--beams", "1", "--out", str(out)])
+    table = pd.read_csv(out)
+    assert table.columns.tolist() == ["id", "smiles", "description"]
+    assert table["id"].tolist() == ["SYN-00001", "SYN-00002", "SYN-00003"]
+    assert table["description"].str.len().min() > 0
+    assert "odd.csv: 1 of 4 rows left out" in capsys.readouterr().out
+
+
+def test_smiles_for_a_description(molfm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.csv"
+    translate([str(molfm_run), "The molecule is a member of the class of indoles.", "--beams", "2", "--out", str(out)])
+    table = pd.read_csv(out, keep_default_na=False)
+    assert table.columns.tolist() == ["beam", "smiles", "valid"]
+    assert table["beam"].tolist() == [1, 2]
+    assert ("not a valid molecule" in capsys.readouterr().out) == (not table["valid"].all())
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "message"),
+    [
+        (
+            describe,
+            ["RUN", "x.csv", "--out", "x.csv"],
+            "this run knows no texts. Use a run of molecules/molfm_generation",
+        ),
+        (translate, ["RUN", "a dye", "--out", "x.csv"], "this run knows no texts"),
+        (translate, ["RUN", "a dye", "--out", "x.txt"], "the result is a .csv file"),
+        (describe, ["RUN", "x.csv", "--out", "x.csv", "--beams", "0"], "--beams must be at least 1"),
+    ],
+)
+def test_wrong_words_about_texts(
+    spmm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: Any, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as error:
+        tool([str(spmm_run) if word == "RUN" else word for word in words])
     assert message in str(error.value)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
+from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 
 
 def test_keys_are_a_function_of_the_id_in_every_process() -> None:
@@ -53,3 +53,16 @@ def test_values_keep_rows_that_exist_and_cells_that_are_known() -> None:
 def test_no_values_at_all_are_zero_rows_of_all_columns() -> None:
     values = stack_values([None], columns=5)
     assert (values.values.shape, values.known.shape, len(values.rows)) == ((0, 5), (0, 5), 0)
+
+
+def test_triples_of_those_that_have_any() -> None:
+    facts = [np.array([[0, 1, 2], [0, 3, 4]]), None, np.array([[5, 6, 7]])]
+    packed = pack_triples(facts, entities=9)
+    assert packed.rows.tolist() == [0, 2]
+    assert packed.cu_seqlens.tolist() == [0, 2, 3]
+    assert packed.triples.tolist() == [[0, 1, 2], [0, 3, 4], [5, 6, 7]]
+    last = packed.select(torch.tensor([1]))
+    assert (last.rows.tolist(), last.triples.tolist(), last.cu_seqlens.tolist()) == ([2], [[5, 6, 7]], [0, 1])
+    assert last.entities == 9
+    nothing = pack_triples([None, None], entities=9)
+    assert (nothing.triples.shape, nothing.cu_seqlens.tolist()) == ((0, 3), [0])

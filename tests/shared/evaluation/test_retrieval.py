@@ -95,3 +95,11 @@ def test_interval_holds_the_recall_and_is_that_of_a_binomial(hits: int, seed: in
 def test_interval_is_a_function_of_its_seed() -> None:
     result = found([1, 2, 3, 4, 5, 1, 1, 2])
     assert result.interval(1) == result.interval(1)
+
+
+def test_interval_of_the_mean_reciprocal_rank() -> None:
+    result = found([1, 2, 4, 4])
+    low, high = result.mrr_interval()
+    assert 0.25 <= low < result.mrr == 0.5 < high <= 1.0
+    assert result.mrr_interval() == (low, high)
+    assert found([2, 2, 2]).mrr_interval() == (0.5, 0.5)

@@ -141,3 +141,35 @@ def test_fewer_than_two_pairs_give_zero_gradients(bench: Any, make: Any, smiles:
 def test_a_modality_without_projection_is_named(bench: Any) -> None:
     with pytest.raises(RecipeError, match="'image' is no encoder with a projection"):
         bench(Matching("properties", "image"))
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_one_side_alone_may_be_asked(bench: Any, make: Any, wrong: list[Best], side: str) -> None:
+    """MolFM: the text that attends to the molecule, by hand; the fusion runs no other way."""
+    tested, batch = bench(Matching(**ARGUMENTS, queries=side)), make(ALL, ALL)
+    assert tested.objective.head.in_features == tested.model.encoders["smiles"].width
+    views = tested.views(batch)
+    assert [view.modality for view in views if view.context] == [ARGUMENTS[side]]
+    a, b = views[View("properties")].tokens, views[View("smiles")].tokens
+
+    def logits(i: int, j: int) -> Tensor:
+        pair = a.select(torch.tensor([i])), b.select(torch.tensor([j]))
+        return tested.objective.head(tested.model.fuse(*(pair if side == "a" else pair[::-1])).x[0, 0])
+
+    loss = tested.objective(views, batch).loss
+    losses = []
+    for item in range(6):
+        losses.append(F.cross_entropy(logits(item, item), torch.tensor(1)))
+        losses.append(F.cross_entropy(logits(item, int(wrong[0].indices[item, 0])), torch.tensor(0)))
+        losses.append(F.cross_entropy(logits(int(wrong[1].indices[item, 0]), item), torch.tensor(0)))
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_side_may_be_a_sum_of_modalities(bench: Any, make: Any, wrong: list[Best]) -> None:
+    """Negatives are found by the first; what stands behind it is seen by the head."""
+    joint = bench(Matching(a="properties+smiles", b="smiles", queries="b"))
+    alone = bench(Matching(a="properties", b="smiles", queries="b"))
+    batch = make(ALL, ALL)
+    losses = [float(each.loss(batch)) for each in (joint, alone)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+    assert torch.equal(wrong[0].indices, wrong[2].indices)

@@ -17,7 +17,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from polyfm.shared import backbones, data, objectives, tokens
 from polyfm.shared.backbones import generation
-from polyfm.shared.data.batch import Batch, Graphs, Grids, ModalityBatch, TokenIds, Values
+from polyfm.shared.data.batch import Batch, Graphs, Grids, ModalityBatch, TokenIds, Triples, Values
 from polyfm.shared.data.carrier import Carrier
 from polyfm.shared.errors import DataError
 from polyfm.shared.objectives.objective import ObjectiveOutput
@@ -25,6 +25,7 @@ from polyfm.shared.tokens.tokens import Edges, Features, Tokens
 
 CU = torch.tensor([0, 2, 3], dtype=torch.int32)
 IDS = TokenIds(rows=torch.tensor([0, 2]), ids=torch.arange(3), cu_seqlens=CU)
+TRIPLES = Triples(rows=torch.tensor([0, 2]), triples=torch.arange(9).view(3, 3), cu_seqlens=CU, entities=9)
 VALUES = Values(rows=torch.tensor([1]), values=torch.ones(1, 4), known=torch.ones(1, 4, dtype=torch.bool))
 GRAPHS = Graphs(
     rows=torch.arange(2),
@@ -39,6 +40,7 @@ TOKENS = Tokens(x=torch.ones(3, 4), positions=torch.zeros(3, 1), cu_seqlens=CU, 
 CARRIERS: list[Carrier] = [
     ModalityBatch(rows=torch.arange(2)),
     IDS,
+    TRIPLES,
     VALUES,
     GRAPHS,
     GRIDS,

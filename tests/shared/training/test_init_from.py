@@ -24,6 +24,7 @@ from polyfm.shared.data.batch import Grids, TokenIds
 from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.tokens import clip_patches, positions, text
 from polyfm.shared.training.init_from import FAMILIES, InitFrom, Pretrained
+from polyfm.shared.training.recipe import find_recipe
 
 VOCABULARY, END = 40, 39
 LENGTHS = torch.tensor([5, 9, 2, 7])
@@ -316,3 +317,98 @@ def test_fit_starts_from_a_folder_of_transformers(
     assert main([*map(str, words), "--model.encoders.smiles.width", "16"]) == DataError.exit_code
     assert "of another shape; for example" in capsys.readouterr().err
     assert polyfm.load(tmp_path / "run").embed(["CCO"]).shape == (1, 32)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "molecule", "is", "a", "member", "of", "class", "."]
+
+
+@pytest.fixture
+def bert_with_words(tmp_path: Path) -> Path:
+    """Weights and tokenizer as transformers saves both."""
+    folder = tmp_path / "their bert"
+    config = {**BERT, "vocab_size": len(WORDS), "max_position_embeddings": 130}
+    transformers.BertModel(transformers.BertConfig(**config)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return folder
+
+
+class TestTokenizer:
+    """Weights of a language model come with its tokens."""
+
+    def test_ids_of_special_tokens_go_into_the_recipe(self, bert_with_words: Path) -> None:
+        recipe = find_recipe("molecules/molfm")
+        tree = start_from(f"text={bert_with_words}", recipe.sized("small"))
+        mask = tree["model"]["objectives"]["mask"]["init_args"]
+        assert (mask["mask_id"], mask["specials"]) == (4, 4)
+        assert tree["model"]["encoders"]["text"]["embedder"]["init_args"]["vocabulary"] == len(WORDS)
+        assert "mask_id" not in recipe.sized("small")["model"]["objectives"]["mask"]["init_args"]
+
+    def test_fit_makes_tokens_with_it_and_the_run_keeps_it(
+        self, bert_with_words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write_synthetic(tmp_path, n=40)
+        words = f"fit molecules/molfm --size small --out {tmp_path / 'run'} --data.path {path} --data.batch_size 8"
+        quiet = "--trainer.max_steps 1 --trainer.enable_progress_bar false"
+        widths = " ".join(f"--model.encoders.{name}.width 32" for name in ("graph", "knowledge"))
+        code = main(
+            [*f"{words} {quiet} {widths} --model.fusion.width 32".split(), "--init_from", f"text={bert_with_words}"]
+        )
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        assert "text from" in said.out
+        run = polyfm.load(tmp_path / "run")
+        theirs = transformers.BertTokenizerFast(str(bert_with_words / "vocab.txt"))
+        text = "The molecule is a member of the class of phenols."
+        assert run.data.encode_text(text).tolist() == theirs(text)["input_ids"]
+        assert run.data.text_tokenizer.given
+
+    def test_weights_without_tokens_are_refused(self, written: Callable[[str], tuple[Any, Path]]) -> None:
+        _, folder = written("Bert")
+        with pytest.raises(DataError, match="neither tokenizer.json nor vocab.txt"):
+            start_from(f"text={folder}", find_recipe("molecules/molfm").sized("small"))
+
+    def test_what_is_no_natural_language_keeps_its_own(self, bert_with_words: Path) -> None:
+        class Data:
+            tokenizers: dict[str, Any] = {}
+
+        Pretrained(bert_with_words).hand_tokenizer(Data(), "smiles")
+        tree = {"model": {"encoders": {"words": {"embedder": "TextTokens"}}, "objectives": {"next": "CausalLM"}}}
+        assert start_from(bert_with_words, tree)["model"]["objectives"] == {"next": "CausalLM"}
+
+
+def test_generation_starts_from_an_aligned_run_and_brings_its_own_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MolFM's second recipe from its first: three encoders, the fusion, tokenizer and graph; SMILES are its own."""
+    path = write_synthetic(tmp_path, n=40)
+    quiet = "--data.batch_size 8 --trainer.max_steps 1 --trainer.enable_progress_bar false --size small"
+    assert main(f"fit molecules/molfm --data.path {path} --out {tmp_path / 'a'} {quiet}".split()) == 0
+    capsys.readouterr()
+    more = f"--init_from {tmp_path / 'a'} --out {tmp_path / 'b'}"
+    code = main(f"fit molecules/molfm_generation --data.path {path} {quiet} {more}".split())
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    for part in ("graph", "text", "knowledge", "fusion"):
+        assert f"{part} from {tmp_path / 'a'}" in said.out
+    assert "smiles from" not in said.out
+    first, second = polyfm.load(tmp_path / "a"), polyfm.load(tmp_path / "b")
+    assert second.data.text_tokenizer.state() == first.data.text_tokenizer.state()
+    assert second.data.knowledge.state() == first.data.knowledge.state()
+
+
+def test_labels_are_learnt_from_an_aligned_run_with_its_atoms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of atoms are the run's, whatever the recipe says; of a fusion there is no word."""
+    monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
+    path = write_synthetic(tmp_path, n=60)
+    quiet = "--data.batch_size 8 --trainer.max_steps 1 --trainer.enable_progress_bar false --size small"
+    assert main(f"fit molecules/molfm --data.path {path} --out {tmp_path / 'a'} {quiet}".split()) == 0
+    capsys.readouterr()
+    more = f"--data.targets activity --init_from {tmp_path / 'a'} --out {tmp_path / 'b'}"
+    code = main(f"fit molecules/graph_property --data.path {path} {quiet} {more}".split())
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "graph from" in said.out
+    assert "fusion from" not in said.out
+    assert polyfm.load(tmp_path / "b").data.fields == "gin"

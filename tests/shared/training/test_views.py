@@ -137,3 +137,37 @@ def test_progress_is_passed_on(task: PretrainTask, toy: Any) -> None:
     assert views.progress is progress
     assert views.draw == Draw(7, 1)
     assert isinstance(views[clean("text")].pooled, Tensor)
+
+
+def test_a_sum_of_modalities_is_the_first_s_items_with_the_tokens_of_all(task: PretrainTask, toy: Any) -> None:
+    """Items 0 and 3 lack the text, 1 and 3 the table: text+table has 1, 2, 4, 5, of which 1 is text alone."""
+    view, batch = clean("text+table"), batch_of(toy, text=(0, 3), table=(1, 3))
+    views = ask(task, batch, view)
+    text, table, whole = views[clean("text")], views[clean("table")], views[view]
+    assert whole.rows.tolist() == text.rows.tolist() == [1, 2, 4, 5]
+    assert torch.equal(whole.pooled, text.pooled)
+    assert torch.equal(whole.projected, text.projected)
+    by_item = {row: table.tokens.pack().select(torch.tensor([i])).x for i, row in enumerate(table.rows.tolist())}
+    for i, row in enumerate(whole.rows.tolist()):
+        index = torch.tensor([i])
+        own = text.tokens.pack().select(index).x
+        expected = own if row == 1 else torch.cat([own, by_item[row]])
+        torch.testing.assert_close(whole.tokens.pack().select(index).x, expected)
+
+
+def test_a_view_may_attend_to_a_sum(task: PretrainTask, toy: Any) -> None:
+    """What stands behind the first part is seen, and trained."""
+    alone, both = View("table", context=clean("text")), View("table", context=clean("text+table"))
+    views = ask(task, batch_of(toy), alone, both)
+    assert not torch.allclose(views[alone].pooled, views[both].pooled)
+    assert closure({both})[-1] == both
+    assert {clean("text"), clean("table"), clean("text+table")} < set(closure({both}))
+
+
+def test_a_sum_may_attend(task: PretrainTask, toy: Any) -> None:
+    view = View("text+table", context=clean("table"))
+    views = ask(task, batch_of(toy), view)
+    lengths = views[clean("text")].tokens.lengths + views[clean("table")].tokens.lengths
+    assert torch.equal(views[view].tokens.lengths, lengths)
+    views[view].pooled.sum().backward()
+    assert task.model.encoders["text"].embedder.table.weight.grad is not None
