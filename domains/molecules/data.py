@@ -1,4 +1,4 @@
-"""`MoleculeDataModule`: a file of molecules to batches of SMILES tokens, descriptors and atom graphs."""
+"""`MoleculeDataModule`: a file of molecules to batches of SMILES tokens, descriptors, atom graphs and conformers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from polyfm.domains.molecules.atom_graph import FIELD_SETS, atom_graphs
 from polyfm.domains.molecules.baselines import baselines
 from polyfm.domains.molecules.canonical import Canonicaliser, Refused
+from polyfm.domains.molecules.conformers import LARGEST, Conformer, file_conformers, made_conformers, pack_conformers, without_hydrogens
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
@@ -22,13 +23,14 @@ from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesToken
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.manifest import Finding, Notices
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
 from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.errors import DataError, RecipeError, require
 
-MODALITIES = ("smiles", "properties", "graph")
+MODALITIES = ("smiles", "properties", "graph", "conformer")
 
 
 class MoleculeDataModule(DataModule):
@@ -42,18 +44,19 @@ class MoleculeDataModule(DataModule):
         split: ``scaffold`` (Bemis-Murcko without chirality, groups by size, ties by sha256), ``random``, or the name of
             a column that holds train, valid or test.
         fractions: Of training, validation and test, for scaffold and random.
-        modalities: What is made of each molecule: smiles, properties, graph.
+        modalities: What is made of each molecule: smiles, properties, graph, conformer.
         tokenizer: SMILES to ids.
         max_tokens: Longer SMILES are cut there, and counted.
         fields: Which features an atom graph has: ``gin`` or ``full``.
         largest_fragment: Keep only the largest fragment of salts and mixtures.
         isomeric: Keep stereochemistry and isotopes in SMILES and graphs.
+        hydrogens: Whether conformers have them.
         batch_size: Samples in a step, on each process.
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
 
-    INHERITED = ("tokenizer", "max_tokens", "isomeric", "largest_fragment")
+    INHERITED = ("tokenizer", "max_tokens", "isomeric", "largest_fragment", "hydrogens")
     READING = ("smiles", "id")
 
     table: MoleculeTable
@@ -72,6 +75,7 @@ class MoleculeDataModule(DataModule):
         fields: str = "full",
         largest_fragment: bool = False,
         isomeric: bool = False,
+        hydrogens: bool = True,
         batch_size: int = 64,
         token_budget: int = 0,
         num_workers: int = 0,
@@ -91,7 +95,7 @@ class MoleculeDataModule(DataModule):
         require(max_tokens >= 3, "data.max_tokens", "at least 3, of which two stand for begin and end", max_tokens)
         self.modalities, self.fields = list(modalities), fields
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
-        self.largest_fragment, self.isomeric = largest_fragment, isomeric
+        self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens
         self.standardiser = Standardiser()
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -113,6 +117,7 @@ class MoleculeDataModule(DataModule):
         self.quarantine, self.notices = table.quarantine, table.notices
         self.source = self.path
         self.remarks = _announced(table, ("smiles", "id"))
+        self.conformers = self._conformers(table.smiles, self.path, table.rows.tolist())
         groups = scaffolds(table.smiles)
         if by_column:
             names = column_split(table.split or [])
@@ -133,6 +138,25 @@ class MoleculeDataModule(DataModule):
         """(n, 53) descriptors of every molecule, own units; from the disk cache where known."""
         with Progress("descriptors") as bar:
             return descriptor_table(self.table.smiles, workers=self.num_workers, progress=bar.update)
+
+    def _conformers(self, smiles: list[str], path: str | Path = "", rows: Sequence[int] = ()) -> list[Conformer | None]:
+        """Of each molecule, if they are asked for; those of a file that have none are noticed."""
+        if "conformer" not in self.modalities:
+            return [None] * len(smiles)
+        own = file_conformers(path, rows, largest_fragment=self.largest_fragment) if path else [None] * len(smiles)
+        lacking = [text for text, one in zip(smiles, own, strict=True) if one is None]
+        with Progress("conformers") as bar:
+            made = iter(made_conformers(lacking, workers=self.num_workers, progress=bar.update))
+        found = [next(made) if one is None else one for one in own]
+        why = f"RDKit finds no places for its atoms, or they are more than {LARGEST}"
+        self.notices += Notices(
+            tuple(
+                Finding(Path(path).name, int(row), text, "no conformer", why)
+                for row, text, one in zip(rows, smiles, found, strict=False)
+                if one is None
+            )
+        )
+        return found if self.hydrogens else [None if one is None else without_hydrogens(one) for one in found]
 
     def transforms_state(self) -> dict[str, Any]:
         """See `DataModule.transforms_state`."""
@@ -156,6 +180,9 @@ class MoleculeDataModule(DataModule):
         lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
         self._announce_cut(int((lengths > self.max_tokens).sum()))
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
+        if "conformer" in self.modalities:  # a batch is as long as its longest sequence of either
+            atoms = np.array([0 if one is None else len(one.numbers) for one in self.conformers])
+            shortened = np.maximum(shortened, atoms)
         return shortened
 
     def _announce_cut(self, count: int) -> None:
@@ -179,6 +206,7 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
+                conformer=self.conformers[i],
                 targets={"labels": table.targets[i]} if self.targets else {},
             )
             for i, _ in keys
@@ -197,6 +225,7 @@ class MoleculeDataModule(DataModule):
         if isinstance(items, str | Path):
             table = self.read_new(items, **reading)
             smiles, ids, rows = table.smiles, table.ids, table.rows.tolist()
+            conformers = self._conformers(smiles, items, rows)
             if "smiles" in self.modalities:  # a token is at least one character: few need to be looked at
                 long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
                 self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
@@ -217,13 +246,14 @@ class MoleculeDataModule(DataModule):
                     raise DataError(f"{items[i]!r} is no molecule: {result.kind}, {result.detail}", where=f"item {i}")
                 smiles.append(result.smiles)
             ids = [str(row) for row in rows]
+            conformers = self._conformers(smiles)
         properties: Sequence[Any] = [None] * len(smiles)
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
                 properties = list(descriptor_table(smiles, progress=bar.update))
         return [
-            MoleculeSample(id=id, group="", row=row, smiles=text, properties=values, targets={})
-            for id, row, text, values in zip(ids, rows, smiles, properties, strict=True)
+            MoleculeSample(id=id, group="", row=row, smiles=text, properties=values, conformer=conformer, targets={})
+            for id, row, text, values, conformer in zip(ids, rows, smiles, properties, conformers, strict=True)
         ]
 
     def read_new(self, path: str | Path, *, smiles: str = "", id: str = "") -> MoleculeTable:
@@ -261,6 +291,8 @@ class MoleculeDataModule(DataModule):
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)
             modalities["graph"] = graphs.replace(rows=torch.tensor(rows_present, dtype=torch.int64))
+        if "conformer" in self.modalities:
+            modalities["conformer"] = pack_conformers([sample.conformer for sample in samples])
         targets = {}
         if samples and "labels" in samples[0].targets:
             labels = np.stack([sample.targets["labels"] for sample in samples])

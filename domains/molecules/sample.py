@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfm.domains.molecules.conformers import Conformer
 from polyfm.shared.data.carrier import Carrier
 
 
@@ -23,6 +24,8 @@ class MoleculeSample(Carrier):
     """(53,) RDKit descriptors in the order and the units of `descriptors.DESCRIPTORS`, NaN where not computable."""
     text: str | None = None
     """Description in natural language."""
+    conformer: Conformer | None = None
+    """Its atoms in space (Å)."""
     targets: dict[str, NDArray[np.float64]]
     """By name: (tasks,) measured values or 0/1 labels in the unit of the file, NaN where missing. Empty in
     pre-training."""
