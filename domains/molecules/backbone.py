@@ -16,7 +16,7 @@ from polyfm.shared.backbones.graph import GIN
 from polyfm.shared.backbones.masks import FULL, MaskSpec
 from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.tokens.dropout import Dropout
-from polyfm.shared.tokens.tokens import Pairs, Tokens
+from polyfm.shared.tokens.tokens import Tokens
 
 
 class AtomGIN(GIN):
@@ -65,23 +65,23 @@ class PairTransformer(Backbone):
         """See `Backbone.forward`; every token sees every other."""
         if not mask.trivial or context is not None or cache is not None:
             raise RecipeError("attention that carries pairs takes no mask, no context and no cache")
-        if tokens.pairs is None or tokens.pairs.first.shape[-1] != self.heads:
-            told = "nothing" if tokens.pairs is None else f"{tokens.pairs.first.shape[-1]} numbers"
+        padded = tokens.pad()
+        pairs = padded.pairs
+        if pairs is None or pairs.first.shape[-1] != self.heads:
+            told = "nothing" if pairs is None else f"{pairs.first.shape[-1]} numbers"
             raise RecipeError(
                 f"the embedder tells {told} of each pair, a PairTransformer of {self.heads} heads needs {self.heads}",
                 remedy="Use ConformerTokens, with the same number of heads",
             )
-        padded = tokens.pad()
         hidden = ~padded.real[:, None, None]
-        x, scores = padded.x, tokens.pairs.first.permute(0, 3, 1, 2)
+        x, scores = padded.x, pairs.first.permute(0, 3, 1, 2)
         for block in self.blocks[:depth]:
             if self.recompute and self.training:
                 x, scores = checkpoint(block, x, scores, hidden, use_reentrant=False)
             else:
                 x, scores = block(x, scores, hidden)
         normed = x if depth is not None and depth < len(self.blocks) else self.norm(x)
-        pairs = Pairs(first=tokens.pairs.first, last=scores.permute(0, 2, 3, 1), tokens=x)
-        done = padded.replace(x=normed, pairs=pairs)
+        done = padded.replace(x=normed, pairs=pairs.replace(last=scores.permute(0, 2, 3, 1), tokens=x))
         return done.pack() if tokens.packed else done
 
 
@@ -115,7 +115,7 @@ class PairBlock(nn.Module):
             hidden: (B, 1, 1, N) bool, True where the key is padding.
 
         Returns:
-            x and scores after it. Scores are kept as they are where they lead to padding: only the softmax leaves it out.
+            x and scores after it. Scores towards padding are kept: only the softmax leaves them out.
         """
         projected = self.query_key_value(self.attention_norm(x))
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

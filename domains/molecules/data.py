@@ -13,7 +13,14 @@ import torch
 from polyfm.domains.molecules.atom_graph import FIELD_SETS, atom_graphs
 from polyfm.domains.molecules.baselines import baselines
 from polyfm.domains.molecules.canonical import Canonicaliser, Refused
-from polyfm.domains.molecules.conformers import LARGEST, Conformer, file_conformers, made_conformers, pack_conformers, without_hydrogens
+from polyfm.domains.molecules.conformers import (
+    LARGEST,
+    Conformer,
+    file_conformers,
+    made_conformers,
+    pack_conformers,
+    without_hydrogens,
+)
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample

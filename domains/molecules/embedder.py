@@ -95,9 +95,7 @@ class ConformerTokens(Embedder):
         ids, places, mask = batch.framed()
         x = self.dropout(self.norm(self.table(ids)))
         pairs = self.distances(ids, distances(places))
-        return Tokens(
-            x=x, positions=places, mask=mask, prefix=1, pairs=Pairs(first=pairs, last=pairs, tokens=x)
-        )
+        return Tokens(x=x, positions=places, mask=mask, prefix=1, pairs=Pairs(first=pairs, last=pairs, tokens=x))
 
 
 class DistanceKernels(nn.Module):

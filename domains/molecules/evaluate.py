@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.denoising import denoising
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics, r2_per_column
+from polyfm.domains.molecules.objectives import ConformerObjective
 from polyfm.domains.molecules.render import card
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
@@ -39,6 +41,10 @@ def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], lis
         panels.append(panel)
     if "properties" in data.modalities and NextValue in kinds:
         metrics |= told_properties(task, data)
+    if any(isinstance(objective, ConformerObjective) for objective in task.objectives.values()):
+        more, panel = denoising(task, data)
+        metrics |= more
+        panels.append(panel)
     panels.append(embedding_map(task, data))
     return metrics, panels
 
@@ -53,7 +59,8 @@ def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, fl
     Returns:
         Metrics by name, and the retrievals by direction.
     """
-    vectors = {name: flat for name, (_, flat) in embed_part(task, data, "test").items() if flat is not None}
+    sides = embed_part(task, data, "test").items()
+    vectors = {name: side.projected for name, side in sides if side.projected is not None}
     metrics: dict[str, float] = {}
     found: dict[str, Retrieval] = {}
     for a, b in itertools.permutations(vectors, 2):
@@ -64,8 +71,19 @@ def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, fl
     return metrics, found
 
 
+class Embedded(NamedTuple):
+    """Vectors of the molecules of a part that have a modality."""
+
+    pooled: np.ndarray
+    """(n, D)."""
+    projected: np.ndarray | None
+    """(n, d) of unit length; None if the encoder has no projection."""
+    rows: np.ndarray
+    """(n,) places within the part."""
+
+
 @torch.inference_mode()
-def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, Embedded]:
     """Pooled and projected vectors of a part, by modality.
 
     Args:
@@ -76,16 +94,24 @@ def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, tupl
     task.eval()
     pooled: dict[str, list[np.ndarray]] = {}
     projected: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, list[np.ndarray]] = {}
+    start = 0
     for batch in data.loader(part, shuffle=False):
         batch = batch.to(task.device)
         for name, encoder in task.model.encoders.items():
             features = encoder(batch[name])
             pooled.setdefault(name, []).append(features.pooled.float().cpu().numpy())
+            rows.setdefault(name, []).append(features.rows.cpu().numpy() + start)
             if features.projected is not None:
                 projected.setdefault(name, []).append(features.projected.float().cpu().numpy())
+        start += len(batch)
     return {
-        name: (np.concatenate(rows), np.concatenate(projected[name]) if name in projected else None)
-        for name, rows in pooled.items()
+        name: Embedded(
+            pooled=np.concatenate(parts),
+            projected=np.concatenate(projected[name]) if name in projected else None,
+            rows=np.concatenate(rows[name]),
+        )
+        for name, parts in pooled.items()
     }
 
 
@@ -171,9 +197,10 @@ def embedding_map(task: Any, data: MoleculeDataModule, title: str = "Map of mole
     """
     first = next(iter(task.model.encoders))
     parts = [name for name in ("train", "valid", "test") if len(data.part(name))]
-    vectors = np.concatenate([embed_part(task, data, name)[first][0] for name in parts])
-    rows = np.concatenate([data.part(name) for name in parts])
-    split = np.concatenate([[name] * len(data.part(name)) for name in parts])
+    embedded = {name: embed_part(task, data, name)[first] for name in parts}
+    vectors = np.concatenate([each.pooled for each in embedded.values()])
+    rows = np.concatenate([data.part(name)[each.rows] for name, each in embedded.items()])
+    split = np.concatenate([[name] * len(each.rows) for name, each in embedded.items()])
     if len(rows) > MAPPED:
         keep = np.sort(np.random.default_rng(0).choice(len(rows), MAPPED, replace=False))
         vectors, rows, split = vectors[keep], rows[keep], split[keep]

@@ -67,7 +67,7 @@ class ConformerObjective(Objective):
         corruption: What is hidden and moved; objectives with the same one share a view.
     """
 
-    def __init__(self, modality: str = "conformer", corruption: MoveAtoms = MoveAtoms()) -> None:  # noqa: B008 - frozen
+    def __init__(self, modality: str = "conformer", corruption: MoveAtoms = MoveAtoms()) -> None:
         super().__init__()
         self.modality, self.view = modality, View(modality, corruption)
 
@@ -139,8 +139,8 @@ class AtomCoordinates(ConformerObjective):
             tokens: After the backbone.
         """
         padded, pairs = tokens.pad(), _pairs(tokens)
-        places, real = padded.positions.float(), padded.real
-        pull = self.head(pairs.last - pairs.first).float() * real[:, None, :, None]
+        places, real = padded.positions, padded.real
+        pull = self.head(pairs.last - pairs.first).to(places.dtype) * real[:, None, :, None]
         towards = ((places[:, None] - places[:, :, None]) * pull).sum(2)
         atoms = (padded.lengths - padded.prefix).clamp(min=1)
         return padded.replace(x=places + towards / atoms[:, None, None]).items()
@@ -168,7 +168,7 @@ class AtomDistances(ConformerObjective):
     def __init__(
         self,
         modality: str = "conformer",
-        corruption: MoveAtoms = MoveAtoms(),  # noqa: B008 - frozen
+        corruption: MoveAtoms = MoveAtoms(),
         mean: float = 6.3126,
         scale: float = 3.3899,
     ) -> None:

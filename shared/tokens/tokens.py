@@ -37,9 +37,7 @@ class Pairs(Carrier):
         Args:
             size: N; what stands behind is padding in all rows.
         """
-        return Pairs(
-            first=self.first[:, :size, :size], last=self.last[:, :size, :size], tokens=self.tokens[:, :size]
-        )
+        return Pairs(first=self.first[:, :size, :size], last=self.last[:, :size, :size], tokens=self.tokens[:, :size])
 
 
 class Tokens(Carrier):

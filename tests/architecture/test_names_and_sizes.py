@@ -32,6 +32,8 @@ SCIENCE = {
     "molecules": {
         "atom_graph.py",
         "canonical.py",
+        "conformers.py",
+        "denoising.py",
         "descriptors.py",
         "duplicates.py",
         "scaffold.py",

@@ -28,6 +28,10 @@ PROPERTIES = 2 * D + 2 * D + (53 + 1) * D + NORM + 6 * LAYER  # Linear(1, D); un
 PROJECTION = D * 256 + 256
 GIN_LAYER = 18 * 300 + (300 * 600 + 600) + (600 * 300 + 300) + 2 * 300  # bond categories, MLP, norm
 
+# Uni-Mol: 29 types in pairs, 128 Gaussians, 15 layers of 512 and 2048 with 64 heads.
+PAIRS = 2 * 29 * 29 + 2 * 128 + (128 * 128 + 128) + (128 * 64 + 64)
+CONFORMER = 29 * 512 + 2 * 512 + PAIRS + 2 * 512 + 15 * (4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512)
+
 PARAMETERS = {
     # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
     # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
@@ -35,6 +39,9 @@ PARAMETERS = {
     + 1 + (2 * D * 2 + 2) + (D * D + D + NORM + 300) + (D * D + D + NORM + D + 1),
     # SPMM's lower 6 layers of SMILES; the head is made when the labels are known. No paper of its own.
     "molecules/property": SMILES,
+    # Zhou et al. publish no count that was found. The token head, tied to the table; those of coordinates and distances.
+    "molecules/unimol": CONFORMER + (512 * 512 + 512 + 2 * 512 + 29) + 2 * (64 * 64 + 64 + 2 * 64 + 64 + 1),
+    "molecules/conformer_property": CONFORMER,
     # GIN of Hu et al. in the size of MolFM and MoMu: 171 atom categories, 5 layers of 300.
     "molecules/graph_property": 171 * 300 + 5 * GIN_LAYER,
 }  # fmt: skip

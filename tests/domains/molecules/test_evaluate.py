@@ -9,6 +9,7 @@ import pytest
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
+    Embedded,
     embed_part,
     embedding_map,
     evaluate,
@@ -53,7 +54,8 @@ def test_panels_show_molecules_and_load_nothing(evaluated: Any) -> None:
 
 def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
     task, data = spmm
-    pooled, projected = embed_part(task, data, "test")["smiles"]
+    pooled, projected, rows = embed_part(task, data, "test")["smiles"]
+    assert rows.tolist() == list(range(8))
     assert projected is not None
     assert pooled.shape == (8, 32)
     np.testing.assert_allclose(np.linalg.norm(projected, axis=1), 1, atol=1e-5)
@@ -64,7 +66,8 @@ def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
 
 def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.eye(8)
-    both = {"smiles": (vectors, vectors), "properties": (vectors, vectors), "other": (vectors, None)}
+    side, other = Embedded(vectors, vectors, np.arange(8)), Embedded(vectors, None, np.arange(8))
+    both = {"smiles": side, "properties": side, "other": other}
     monkeypatch.setattr("polyfm.domains.molecules.evaluate.embed_part", lambda *_: both)
     metrics, found = retrieval_metrics(*spmm)
     assert set(found) == {"smiles → properties", "properties → smiles"}
