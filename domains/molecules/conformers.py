@@ -211,7 +211,7 @@ def _make(smiles: str) -> Conformer | None:
     mol = Chem.AddHs(mol)
     if mol.GetNumAtoms() > LARGEST:
         return None
-    settings = rdDistGeom.ETKDGv3()
+    settings: Any = rdDistGeom.ETKDGv3()  # its fields have wrong types
     settings.randomSeed = int.from_bytes(hashlib.sha256(smiles.encode()).digest()[:4], "little") >> 1
     try:
         if rdDistGeom.EmbedMolecule(mol, settings) < 0:

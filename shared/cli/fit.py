@@ -144,7 +144,7 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
 
     Args:
         init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
-        tree: The recipe's; of its encoders those stay that the run has.
+        tree: The recipe's; of its encoders those stay that the run has, in pre-training the others, too.
     """
     from polyfm.shared.deployment.inference import data_of
     from polyfm.shared.training.init_from import InitFrom, Pretrained
@@ -169,10 +169,12 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
             where=source.path,
             remedy="Start from a run that has one of the recipe's encoders",
         )
-    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": common}})
-    if theirs["data"]["class_path"] == tree["data"]["class_path"]:
+    own = tree["model"]["encoders"] if tree["task"] == "pretrain" else {}  # its objectives name all of them
+    started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": {**own, **common}}})
+    base = data_of(source.path)
+    if ours := {kind.__name__: kind for kind in (base, *base.__subclasses__())}.get(tree["data"]["class_path"]):
         # Items as the encoders were trained with, and no position that never was.
-        for name in data_of(source.path).INHERITED:
+        for name in ours.INHERITED:
             if name in theirs["data"]["init_args"]:
                 started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
@@ -259,7 +261,8 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
     with fitting(best):
-        for state in (value for key, value in content.items() if key == type(cli.datamodule).__qualname__):
+        kinds = [kind.__qualname__ for kind in type(cli.datamodule).__mro__]  # its own, or that of a base
+        for state in [content[name] for name in kinds if name in content][:1]:
             cli.datamodule.load_state_dict(state)
         for name, encoder in encoders.items():
             prefix = f"model.encoders.{name}."

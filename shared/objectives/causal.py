@@ -23,9 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
+from polyfm.shared.backbones.generation import Step
 from polyfm.shared.backbones.masks import CAUSAL
-from polyfm.shared.data.batch import Batch
+from polyfm.shared.backbones.pooling import LastToken
+from polyfm.shared.data.batch import Batch, TokenIds
 from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.objectives.heads import TokenHead, before_items, table, vocabulary
 from polyfm.shared.objectives.masked import ValuePrediction, conditioned
@@ -88,6 +91,24 @@ class CausalLM(Objective):
             accuracy = (logits.argmax(-1) == target).float().sum() / several
             perplexity = (hard.sum() / several).exp()
         return ObjectiveOutput(loss=global_mean(losses), logs={"accuracy": accuracy, "perplexity": perplexity})
+
+    def step(self, model: MultimodalModel, context: Tokens | None = None) -> Step:
+        """What comes next, as `generation` asks for it.
+
+        Args:
+            model: Trained with this objective.
+            context: Of the modality that the tokens attend to, if there is one; a prompt's ``rows`` are places in it.
+        """
+        encoder = model.encoders[self.modality]
+
+        def score(batch: TokenIds, cache: KeyValueCache | None) -> Tensor:
+            tokens: Tokens = encoder(batch, CAUSAL, cache=cache).tokens
+            if context is not None:
+                tokens = model.fuse(tokens, context.select(batch.rows), CAUSAL, cache)
+            scores: Tensor = self.head(LastToken()(tokens), table(model, self.modality))
+            return scores
+
+        return score
 
     @torch.no_grad()
     def follow(self, model: MultimodalModel, momentum: float) -> None:
