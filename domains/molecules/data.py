@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class MoleculeDataModule(DataModule):
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
 
-    INHERITED = ("tokenizer", "max_tokens", "isomeric", "largest_fragment", "hydrogens")
-    READING = ("smiles", "id")
+    INHERITED: ClassVar[tuple[str, ...]] = ("tokenizer", "max_tokens", "isomeric", "largest_fragment", "hydrogens")
+    READING: ClassVar[tuple[str, ...]] = ("smiles", "id")
 
     table: MoleculeTable
 
@@ -486,7 +486,7 @@ class ReactionDataModule(MoleculeDataModule):
             reading: Of a file: ``reaction`` and ``id``, its columns.
 
         Raises:
-            DataError: A string is no reaction and no molecule. What a file holds of such goes to ``quarantine`` instead.
+            DataError: A string is no reaction and no molecule. What a file holds of such goes to ``quarantine``.
         """
         if isinstance(items, str | Path):
             chosen = {"reaction": self.reaction, "id": self.id} | reading
@@ -495,13 +495,13 @@ class ReactionDataModule(MoleculeDataModule):
             found: list[Any] = list(table.reactions)
             ids, rows = table.ids, table.rows.tolist()
         else:
-            items = list(items)
-            if items and isinstance(items[0], ReactionSample):
-                return items
-            found = list(parse_reactions(items, self.direction, isomeric=self.isomeric, whole=False))
+            given: list[Any] = list(items)
+            if given and isinstance(given[0], ReactionSample):
+                return given
+            found = list(parse_reactions(given, self.direction, isomeric=self.isomeric, whole=False))
             for i, result in enumerate(found):
                 if isinstance(result, Refused):
-                    raise DataError(f"{items[i]!r} is no reaction: {result.kind}, {result.detail}", where=f"item {i}")
+                    raise DataError(f"{given[i]!r} is no reaction: {result.kind}, {result.detail}", where=f"item {i}")
             rows = list(range(1, len(found) + 1))
             ids = [str(row) for row in rows]
         return [
@@ -511,17 +511,21 @@ class ReactionDataModule(MoleculeDataModule):
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """See `DataModule.collate`."""
-        sides = {
-            "smiles": [self.encode(sample.source) for sample in samples],
-            "target": [None if sample.target is None else self.encode(sample.target) for sample in samples],
-        }
+        targets = [None if sample.target is None else self.encode(sample.target) for sample in samples]
         return Batch(
             ids=[sample.id for sample in samples],
             keys=torch.tensor([sample_key(sample.id) for sample in samples], dtype=torch.int64),
-            modalities={name: pack_ids(rows) for name, rows in sides.items()},
+            modalities={
+                "smiles": pack_ids([self.encode(sample.source) for sample in samples]),
+                "target": pack_ids(targets),
+            },
             targets={},
             groups=group_ids([sample.group for sample in samples]),
         )
+
+    def target_values(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataModule.target_values`: there are no labels."""
+        return np.zeros((len(indices), 0))
 
     def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
         """See `DataModule.evaluate`: answers by beam search, beside copying and the nearest reaction."""

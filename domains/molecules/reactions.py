@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser, Refused
-from polyfm.domains.molecules.read import ID_COLUMNS, SPLIT_COLUMNS
+from polyfm.domains.molecules.read import ID_COLUMNS
 from polyfm.domains.molecules.structure_files import TABLES, TITLE, StructureFile, open_structures
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
 from polyfm.shared.data.tabular import open_table, suffix
@@ -101,14 +101,14 @@ def parse_reactions(
     out: list[Reaction | Refused] = []
     for row, given in enumerate(sides):
         found = [next(canonical) for _ in given]
-        names = ("source", "target")
-        broken = [f"{name}: {side.detail}" for name, side in zip(names, found, strict=False) if isinstance(side, Refused)]
+        broken = [
+            (at, side) for at, side in zip(("source", "target"), found, strict=False) if isinstance(side, Refused)
+        ]
         good = [side.smiles for side in found if isinstance(side, Canonical)]
         if row in refused:
             out.append(refused[row])
         elif broken:
-            kind = next(side.kind for side in found if isinstance(side, Refused))
-            out.append(Refused(kind, "; ".join(broken)))
+            out.append(Refused(broken[0][1].kind, "; ".join(f"{at}: {side.detail}" for at, side in broken)))
         elif len(good) == 2 and good[0] == good[1]:
             out.append(Refused("nothing reacts", "both sides are the same molecules"))
         else:
@@ -176,7 +176,9 @@ def read_reactions(
     ids = texts.get("id", [])
     if not all(ids) or len(set(ids)) != len(reactions):
         if id:
-            raise DataError(f"the names in column {id!r} are not all different", where=path, remedy="Name another --data.id")
+            raise DataError(
+                f"the names in column {id!r} are not all different", where=path, remedy="Name another --data.id"
+            )
         ids = [f"{name.partition('.')[0]}:{number}" for number in numbers]
     elif not id and columns != (TITLE,):
         guesses["id"] = guessed
