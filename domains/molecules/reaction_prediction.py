@@ -93,8 +93,8 @@ def evaluate_reactions(task: Any, data: ReactionDataModule) -> tuple[dict[str, f
         for source, said, right in zip(sources[:6], answers[""][:6], wanted[:6], strict=True)
     )
     note = (
-        f"Of {len(samples)} test reactions, {data.direction}: the first answer of a beam search (k = {BEAMS}) is right in "
-        f"{metrics['test/reactions/top1']:.1%}, one of {BEAMS} in {metrics['test/reactions/top5']:.1%}; copying the "
+        f"Of {len(samples)} test reactions, {data.direction}: the first answer of a beam search (k = {BEAMS}) is right "
+        f"in {metrics['test/reactions/top1']:.1%}, one of {BEAMS} in {metrics['test/reactions/top5']:.1%}; copying the "
         f"largest given molecule is right in {metrics['baseline/copy/top1']:.1%}, the target of the most similar "
         f"reaction of the training part in {metrics['baseline/nearest_reaction/top1']:.1%}."
     )

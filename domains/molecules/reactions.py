@@ -31,6 +31,8 @@ REACTION_COLUMNS = (
 DIRECTIONS = ("forward", "retro")
 
 _MAP = re.compile(r":\d+\]")
+_ARROW = re.compile(r"(?<!-)>")
+"""Between the parts of a reaction; -> is a dative bond."""
 _BLOCK = 1000
 
 
@@ -84,7 +86,8 @@ def parse_reactions(
     sides: list[list[str]] = []  # source and target of each, as far as they are given
     refused: dict[int, Refused] = {}
     for row, text in enumerate(texts):
-        parts = [part.strip() for part in _MAP.sub("]", text.strip()).split(">")]
+        bare, *_ = [*text.split(), ""]  # behind a blank stand extensions (|f:0.1|) and names
+        parts = _ARROW.split(_MAP.sub("]", bare))
         if len(parts) == 1 and parts[0] and not whole:
             sides.append(parts)
             continue
@@ -108,7 +111,7 @@ def parse_reactions(
         if row in refused:
             out.append(refused[row])
         elif broken:
-            out.append(Refused(broken[0][1].kind, "; ".join(f"{at}: {side.detail}" for at, side in broken)))
+            out.append(Refused(broken[0][1].kind, "; ".join(f"{name}: {side.detail}" for name, side in broken)))
         elif len(good) == 2 and good[0] == good[1]:
             out.append(Refused("nothing reacts", "both sides are the same molecules"))
         else:

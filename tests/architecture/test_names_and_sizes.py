@@ -36,6 +36,8 @@ SCIENCE = {
         "denoising.py",
         "descriptors.py",
         "duplicates.py",
+        "reaction_prediction.py",
+        "reactions.py",
         "scaffold.py",
         "smiles_graph.py",
         "structure_files.py",

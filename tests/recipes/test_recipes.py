@@ -42,9 +42,14 @@ PARAMETERS = {
     # Zhou et al. publish no count that was found. The token head, tied to the table; those of coordinates and distances.
     "molecules/unimol": CONFORMER + (512 * 512 + 512 + 2 * 512 + 29) + 2 * (64 * 64 + 64 + 2 * 64 + 64 + 1),
     "molecules/conformer_property": CONFORMER,
+    # SPMM's lower 6 layers for the source and as many for the target, its 6 fusion layers, the token head.
+    "molecules/reaction": 2 * SMILES + 6 * CROSS_LAYER + (D * D + D + NORM + 300),
     # GIN of Hu et al. in the size of MolFM and MoMu: 171 atom categories, 5 layers of 300.
     "molecules/graph_property": 171 * 300 + 5 * GIN_LAYER,
 }  # fmt: skip
+
+WRITERS = {"ReactionDataModule": "write_reactions"}
+"""Of synthetic data, by the data module."""
 
 # What a recipe's data need beside a path, by domain and task.
 FLAGS = {("molecules", "finetune"): ["--data.targets=[activity]"], ("molecules", "pretrain"): []}
@@ -58,7 +63,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 @pytest.fixture(scope="module")
 def flags(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
-    path = synthetic.write_synthetic(tmp_path_factory.mktemp(recipe.domain), n=60)
+    write = getattr(synthetic, WRITERS.get(recipe.tree["data"]["class_path"], "write_synthetic"))
+    path = write(tmp_path_factory.mktemp(recipe.domain), n=60)
     return [f"--data.path={path}", "--data.batch_size=8", *FLAGS[recipe.domain, recipe.tree["task"]]]
 
 
