@@ -1,4 +1,4 @@
-"""`polyfm tool molecules NAME`: both directions of SPMM for a user's own molecules and wishes."""
+"""`polyfm tool molecules NAME`: both directions of SPMM, and reactions, for a user's own molecules and wishes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,51 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.data import MoleculeDataModule, ReactionDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
+from polyfm.domains.molecules.reaction_prediction import tell
+from polyfm.domains.molecules.read import canonical
 from polyfm.shared.cli.arguments import READING, Arguments, reading_options, tell_reading
 from polyfm.shared.deployment.inference import LoadedModel, load
 from polyfm.shared.errors import DataError, UsageError
+
+
+def react(words: Sequence[str]) -> None:
+    """The other side of reactions: polyfm tool molecules react RUN INPUT --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules react", "Tell products of reactants, or reactants of products.", READING)
+    parser.add_argument("run", help="folder of a molecules/reaction run")
+    parser.add_argument("input", help="file of reactions, or of what is known of them alone")
+    parser.add_argument("--beams", type=int, default=5, help="k of the beam search; each beam is written")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours, given = parser.parse_reading(words)
+    if ours.beams < 1:
+        parser.error("--beams must be at least 1")
+    out = _parent(ours.out)
+    model = load(ours.run)
+    data = model.data
+    if not isinstance(data, ReactionDataModule):
+        raise UsageError("this run knows no reactions", where=ours.run, remedy="Use a run of molecules/reaction")
+    samples = data.samples_from(Path(ours.input), **reading_options(given, ReactionDataModule))
+    rows = [
+        {
+            "id": sample.id,
+            "source": sample.source,
+            "rank": rank,
+            "answer": text,
+            "valid": canonical(text, isomeric=data.isomeric) is not None,
+        }
+        for sample, answers in zip(samples, tell(model.task, data, samples, beams=ours.beams), strict=True)
+        for rank, text in enumerate(answers, start=1)
+    ]
+    pd.DataFrame(rows, columns=["id", "source", "rank", "answer", "valid"]).to_csv(out, index=False)
+    print(f"{len(samples):,} reactions, {data.direction}: {out}. They are proposals: no chemist looked at them")
+    tell_reading(data, out)
 
 
 def generate(words: Sequence[str]) -> None:
@@ -137,5 +175,9 @@ def _parent(out: str) -> Path:
     return path
 
 
-TOOLS: dict[str, Callable[[Sequence[str]], None]] = {"generate": generate, "properties": properties}
+TOOLS: dict[str, Callable[[Sequence[str]], None]] = {
+    "generate": generate,
+    "properties": properties,
+    "react": react,
+}
 """By the word a user writes."""
