@@ -18,10 +18,11 @@ from torch import Tensor
 
 from polyfm.domains.molecules.canonical import largest
 from polyfm.domains.molecules.descriptors import in_jobs
-from polyfm.domains.molecules.structure_files import open_structures
+from polyfm.domains.molecules.structure_files import TABLES, open_structures
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import ModalityBatch
 from polyfm.shared.data.cache import BlobCache, cache_dir
+from polyfm.shared.data.tabular import suffix
 from polyfm.shared.errors import DataError, MissingExtraError
 
 try:
@@ -132,9 +133,12 @@ def file_conformers(path: str | Path, rows: Sequence[int], *, largest_fragment: 
     Returns:
         n conformers with all atoms of the records; None where a record has no 3-D coordinates.
     """
+    nothing: list[Conformer | None] = [None] * len(rows)
+    if suffix(Path(path)) in TABLES:
+        return nothing
     file = open_structures(path)
     if not file.mol_blocks:
-        return [None] * len(rows)
+        return nothing
     wanted = set(rows)
     found: dict[int, Conformer | None] = {}
     with rdBase.BlockLogs():

@@ -429,6 +429,7 @@ class ReactionDataModule(MoleculeDataModule):
             split=self.split if by_column else "",
             isomeric=self.isomeric,
             limit=self.limit,
+            workers=self.num_workers,
         )
         self._announce(table, self.path)
         sources = [reaction.source for reaction in table.reactions]
@@ -456,10 +457,6 @@ class ReactionDataModule(MoleculeDataModule):
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
         return shortened
 
-    @cached_property
-    def _trained(self) -> set[int]:
-        return set(self.part("train").tolist())
-
     def make_samples(self, keys: list[Key]) -> list[Any]:
         """See `DataModule.make_samples`; of the training part some sources are written anew in each pass."""
         return [self._sample(i, epoch) for i, epoch in keys]
@@ -468,7 +465,7 @@ class ReactionDataModule(MoleculeDataModule):
         table = self.reactions
         source = table.reactions[index].source
         rng = np.random.default_rng([self.seed, epoch, sample_key(table.ids[index]) % 2**63])
-        if index in self._trained and rng.random() < self.randomise:
+        if self.splits.names[index] == "train" and rng.random() < self.randomise:
             source = random_order(source, int(rng.integers(2**31)), isomeric=self.isomeric)
         return ReactionSample(
             id=table.ids[index],
@@ -489,8 +486,17 @@ class ReactionDataModule(MoleculeDataModule):
             DataError: A string is no reaction and no molecule. What a file holds of such goes to ``quarantine``.
         """
         if isinstance(items, str | Path):
-            chosen = {"reaction": self.reaction, "id": self.id} | reading
-            table = read_reactions(items, self.direction, **chosen, isomeric=self.isomeric, whole=False)
+            # The run's columns where this file has them, too; otherwise guessed anew.
+            columns = _columns(items) if self.reaction or self.id else ()
+            own = {name: getattr(self, name) for name in self.READING if getattr(self, name) in columns}
+            table = read_reactions(
+                items,
+                self.direction,
+                **{**own, **reading},
+                isomeric=self.isomeric,
+                whole=False,
+                workers=self.num_workers,
+            )
             self._announce(table, items)
             found: list[Any] = list(table.reactions)
             ids, rows = table.ids, table.rows.tolist()

@@ -137,23 +137,24 @@ def copied(sources: Sequence[str]) -> list[list[str]]:
 
 
 def nearest(
-    sources: Sequence[str], known: Sequence[Reaction], *, answers: int = 5, chunk: int = 512
+    sources: Sequence[str], known: Sequence[Reaction], *, answers: int = BEAMS, chunk: int = 8192
 ) -> list[list[str]]:
     """The targets of the most similar sources of the training part (Tanimoto on ECFP4).
 
     Args:
         sources: n canonical SMILES.
         known: Reactions of the training part.
-        answers: So many different ones for each.
-        chunk: Sources compared at a time.
+        answers: At most so many different ones for each.
+        chunk: Reactions compared at a time.
     """
-    theirs = fingerprints([reaction.source for reaction in known]).astype(np.float32)
-    out: list[list[str]] = []
-    for start in range(0, len(sources), chunk):
-        ours = fingerprints(sources[start : start + chunk]).astype(np.float32)
+    ours = fingerprints(sources).astype(np.float32)
+    similarity, index = np.zeros((len(sources), 0), dtype=np.float32), np.zeros((len(sources), 0), dtype=np.int64)
+    for start in range(0, len(known), chunk):
+        theirs = fingerprints([reaction.source for reaction in known[start : start + chunk]]).astype(np.float32)
         shared = ours @ theirs.T
-        similarity = shared / np.maximum(ours.sum(1)[:, None] + theirs.sum(1) - shared, 1)
-        for row in np.argsort(-similarity, axis=1, kind="stable"):
-            targets = dict.fromkeys(known[i].target for i in row[: 20 * answers])
-            out.append(list(targets)[:answers])
-    return out
+        found = shared / np.maximum(ours.sum(1)[:, None] + theirs.sum(1) - shared, 1)
+        places = np.broadcast_to(np.arange(start, start + len(theirs)), found.shape)
+        similarity, index = np.hstack([similarity, found]), np.hstack([index, places])
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, : 20 * answers]  # several may have one target
+        similarity, index = np.take_along_axis(similarity, best, 1), np.take_along_axis(index, best, 1)
+    return [list(dict.fromkeys(known[i].target for i in row))[:answers] for row in index]

@@ -11,15 +11,18 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser, Refused
+from polyfm.domains.molecules.descriptors import in_jobs
 from polyfm.domains.molecules.read import ID_COLUMNS
 from polyfm.domains.molecules.structure_files import TABLES, TITLE, StructureFile, open_structures
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
+from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.errors import DataError
 
@@ -33,7 +36,6 @@ DIRECTIONS = ("forward", "retro")
 _MAP = re.compile(r":\d+\]")
 _ARROW = re.compile(r"(?<!-)>")
 """Between the parts of a reaction; -> is a dative bond."""
-_BLOCK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,8 @@ def parse_reactions(
     out: list[Reaction | Refused] = []
     for row, given in enumerate(sides):
         found = [next(canonical) for _ in given]
-        broken = [
-            (at, side) for at, side in zip(("source", "target"), found, strict=False) if isinstance(side, Refused)
-        ]
+        named = zip(("source", "target"), found, strict=False)
+        broken = [(name, side) for name, side in named if isinstance(side, Refused)]
         good = [side.smiles for side in found if isinstance(side, Canonical)]
         if row in refused:
             out.append(refused[row])
@@ -130,6 +131,7 @@ def read_reactions(
     whole: bool = True,
     max_broken: float = 0.5,
     limit: int = 0,
+    workers: int = 0,
 ) -> ReactionTable:
     """Read a file of reactions.
 
@@ -143,6 +145,7 @@ def read_reactions(
         whole: Refuse sources without a target, and merge repeated reactions.
         max_broken: Largest share of broken rows to accept.
         limit: Read only so many rows; 0 reads all.
+        workers: Processes that parse; 0 parses in this one.
 
     Raises:
         DataError: The file or a column cannot be read, or too many rows are broken.
@@ -157,23 +160,25 @@ def read_reactions(
     broken: list[Finding] = []
     repeated: list[Finding] = []
     seen: dict[Reaction, int] = {}
-    records = itertools.islice(file.records(), limit or None)
-    while block := list(itertools.islice(records, _BLOCK)):
-        parsed = parse_reactions([record.structure for record in block], direction, isomeric=isomeric, whole=whole)
-        for record, result in zip(block, parsed, strict=True):
-            if record.problem:
-                result = Refused("malformed row", record.problem)
-            if isinstance(result, Refused):
-                broken.append(Finding(name, record.number, record.structure, result.kind, result.detail))
-            elif whole and result in seen:
-                detail = f"of row {seen[result]}"
-                repeated.append(Finding(name, record.number, record.structure, "duplicate", detail))
-            else:
-                seen.setdefault(result, record.number)
-                reactions.append(result)
-                numbers.append(record.number)
-                for role, column in at.items():
-                    texts[role].append(record.cells[column].strip())
+    records = list(itertools.islice(file.records(), limit or None))
+    parse = partial(parse_reactions, direction=direction, isomeric=isomeric, whole=whole)
+    parsed: list[Reaction | Refused] = []
+    with Progress("reactions") as bar:
+        for _, some in in_jobs([record.structure for record in records], parse, workers):
+            parsed += some
+            bar.update(len(parsed), len(records))
+    for record, result in zip(records, parsed, strict=True):
+        told = Refused("malformed row", record.problem) if record.problem else result
+        if isinstance(told, Refused):
+            broken.append(Finding(name, record.number, record.structure, told.kind, told.detail))
+        elif whole and told in seen:
+            repeated.append(Finding(name, record.number, record.structure, "duplicate", f"of row {seen[told]}"))
+        else:
+            seen.setdefault(told, record.number)
+            reactions.append(told)
+            numbers.append(record.number)
+            for role, column in at.items():
+                texts[role].append(record.cells[column].strip())
     quarantine = Quarantine(tuple(broken), len(reactions) + len(broken) + len(repeated))
     quarantine.check(max_broken)
     ids = texts.get("id", [])

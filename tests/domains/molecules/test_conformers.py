@@ -95,8 +95,14 @@ class TestFiles:
         assert len(file_conformers(path, [1])[0].numbers) == 11
         assert len(file_conformers(path, [1], largest_fragment=True)[0].numbers) == 9
 
-    def test_tables_have_none(self, molecules: Path) -> None:
+    def test_tables_have_none_whatever_their_columns_are_called(self, molecules: Path, tmp_path: Path) -> None:
         assert file_conformers(molecules, [1, 2]) == [None, None]
+        (tmp_path / "a.csv").write_text("drug\nCCO\nCC\nC\n")
+        data = MoleculeDataModule(
+            str(tmp_path / "a.csv"), smiles="drug", split="random", fractions=(1, 0, 0), modalities=["conformer"]
+        )
+        data.setup()
+        assert [len(one.numbers) for one in data.conformers] == [9, 8, 5]
 
 
 class TestBatches:

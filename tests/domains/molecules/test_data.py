@@ -338,6 +338,9 @@ class TestReactions:
         assert batch.present("target").tolist() == [False, True]
         assert len(data.samples_from(path)) == 60
         assert data.samples_from([sample]) == [sample]
+        named = self.make(path, reaction="reaction")
+        (path.parent / "b.csv").write_text("rxn\nCCO>>CC=O\nCCN\n")
+        assert [sample.target for sample in named.samples_from(path.parent / "b.csv")] == ["CC=O", None]
         with pytest.raises(DataError, match="item 1: 'CCO>CC' is no reaction"):
             data.samples_from(["C", "CCO>CC"])
 

@@ -95,6 +95,7 @@ class TestFiles:
         assert table.quarantine.num_read == 6
         assert [(item.row, item.kind, item.detail) for item in table.notices.items] == [(2, "duplicate", "of row 1")]
         assert len(read_reactions(path, "forward", limit=2)) == 1
+        assert read_reactions(path, "forward", split="part", workers=2).reactions == table.reactions
 
     def test_lines_of_a_smi_file(self, tmp_path: Path) -> None:
         path = tmp_path / "train.smi"
