@@ -79,6 +79,8 @@ class ConformerBatch(ModalityBatch):
     """(A, 3) float32 Å."""
     cu_seqlens: Tensor
     """(B_m+1,) int32: atoms of molecule i are ``cu_seqlens[i]:cu_seqlens[i+1]``."""
+    longest: int | None = None
+    """No molecule has more atoms. Optional: where given, padding need not read the lengths (export, no stall of a GPU)."""
 
     def select(self, keep: Tensor) -> ConformerBatch:
         """The same molecules, only some of them (or some twice)."""
@@ -94,7 +96,7 @@ class ConformerBatch(ModalityBatch):
             (B, N) types, (B, N, 3) Å, and (B, N) bool: True where there is an atom or the [CLS].
         """
         lengths, total = self.cu_seqlens.diff().long(), len(self.ids)
-        size = 1 + (int(lengths.max()) if len(lengths) else 0)
+        size = 1 + (self.longest if self.longest is not None else int(lengths.max()) if len(lengths) else 0)
         owner = ragged.owners(self.cu_seqlens, total)
         slots = owner * size + ragged.places(self.cu_seqlens, total) + 1
         ids = self.ids.new_full((len(lengths) * size,), CLS).index_copy(0, slots, self.ids).view(-1, size)
@@ -119,6 +121,7 @@ def pack_conformers(conformers: Sequence[Conformer | None]) -> ConformerBatch:
         ids=torch.from_numpy(_TYPE_OF[numbers]),
         coordinates=torch.from_numpy(coordinates),
         cu_seqlens=ragged.boundaries(torch.tensor([len(one.numbers) for _, one in present], dtype=torch.int64)),
+        longest=max((len(one.numbers) for _, one in present), default=0),
     )
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from rdkit import Chem
 from rdkit.Chem import rdMolTransforms
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from polyfm.domains.molecules import conformers
 from polyfm.domains.molecules.conformers import (
@@ -19,6 +21,7 @@ from polyfm.domains.molecules.conformers import (
     OTHER,
     SPECIALS,
     Conformer,
+    ConformerBatch,
     file_conformers,
     made_conformers,
     pack_conformers,
@@ -43,6 +46,11 @@ def write_sdf(path: Path, smiles: list[str], flat: tuple[int, ...] = ()) -> Path
         blocks.append(Chem.MolToMolBlock(mol) + "$$$$\n")
     path.write_text("".join(blocks))
     return path
+
+
+class Framed(nn.Module):
+    def forward(self, batch: ConformerBatch) -> tuple[torch.Tensor, ...]:
+        return batch.framed()
 
 
 class TestMade:
@@ -122,6 +130,15 @@ class TestBatches:
         swapped = batch.select(torch.tensor([1, 0]))
         assert swapped.ids.tolist() == [OTHER, oxygen, hydrogen, hydrogen]
         assert swapped.cu_seqlens.tolist() == [0, 1, 4]
+
+    def test_it_travels_as_one_thing(self) -> None:
+        batch = pack_conformers([WATER])
+        tensors = [leaf for leaf in tree_leaves(batch.to("meta")) if isinstance(leaf, torch.Tensor)]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert len(tensors) == 4
+        export = torch.export.export(Framed(), (batch,))
+        for told, made in zip(export.module()(batch), batch.framed(), strict=True):
+            assert torch.equal(told, made)
 
     def test_nobody_has_one(self) -> None:
         ids, places, mask = pack_conformers([None, None]).framed()

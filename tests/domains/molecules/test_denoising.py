@@ -44,6 +44,15 @@ def test_errors_are_those_of_all_chosen_atoms_of_the_test_part(unimol: tuple[Any
     assert f"{metrics['test/denoising/rmsd']:.3f}" in panels[0].body
 
 
+def test_the_five_terms_are_weighed_as_in_the_paper(unimol: tuple[Any, Any]) -> None:
+    task, _ = unimol
+    weights = {"atoms": 1.0, "coordinates": 5.0, "distances": 10.0, "token_norm": 0.01, "pair_norm": 0.01}
+    assert len(task.needs) == 1  # all of one view
+    for name, weight in weights.items():
+        alone = {other: torch.tensor(float(other == name)) for other in weights}
+        assert task.gradients(alone).item() == pytest.approx(weight)
+
+
 def test_a_head_that_does_nothing_is_the_baseline(unimol: tuple[Any, Any]) -> None:
     task, data = unimol
     last = task.objectives["coordinates"].head[-1]
