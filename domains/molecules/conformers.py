@@ -80,7 +80,7 @@ class ConformerBatch(ModalityBatch):
     cu_seqlens: Tensor
     """(B_m+1,) int32: atoms of molecule i are ``cu_seqlens[i]:cu_seqlens[i+1]``."""
     longest: int | None = None
-    """No molecule has more atoms. Optional: where given, padding need not read the lengths (export, no stall of a GPU)."""
+    """No molecule has more atoms. Optional: where given, padding need not read the lengths (export, no stalls)."""
 
     def select(self, keep: Tensor) -> ConformerBatch:
         """The same molecules, only some of them (or some twice)."""
