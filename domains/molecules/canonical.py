@@ -92,10 +92,9 @@ class Canonicaliser:
             num_fragments = 1
             smiles = Chem.MolToSmiles(mol, isomericSmiles=self.isomeric)
             if "." in smiles:
-                fragments = Chem.GetMolFrags(mol, asMols=True)
-                num_fragments = len(fragments)
+                num_fragments = len(Chem.GetMolFrags(mol))
                 if self.largest_fragment:
-                    mol = max(fragments, key=_size)
+                    mol = largest(mol)
                     smiles = Chem.MolToSmiles(mol, isomericSmiles=self.isomeric)
             exact = smiles
             if not self.isomeric and (self.mol_blocks or _STEREO_OR_ISOTOPE.search(text)):
@@ -146,6 +145,15 @@ class Canonicaliser:
         words = re.split(r" (?:for input|while parsing):", lines[0])[0]
         position = re.search(r"position (\d+)", log.getvalue())
         return f"{words} at character {position[1]}" if position else words
+
+
+def largest(mol: Any) -> Any:
+    """The fragment of most heavy atoms, then of most mass.
+
+    Args:
+        mol: RDKit's.
+    """
+    return max(Chem.GetMolFrags(mol, asMols=True), key=_size)
 
 
 def _size(mol: Any) -> tuple[int, float, str]:

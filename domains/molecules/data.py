@@ -1,11 +1,11 @@
-"""`MoleculeDataModule`: a file of molecules to batches of SMILES, descriptors, atom graphs, texts and knowledge."""
+"""`MoleculeDataModule`: a file of molecules to batches of SMILES, descriptors, graphs, conformers, texts, knowledge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,24 +13,32 @@ import torch
 from polyfm.domains.molecules.atom_graph import FIELD_SETS, atom_graphs
 from polyfm.domains.molecules.baselines import baselines
 from polyfm.domains.molecules.canonical import Canonicaliser, Refused
+from polyfm.domains.molecules.conformers import (
+    LARGEST,
+    Conformer,
+    file_conformers,
+    made_conformers,
+    pack_conformers,
+    without_hydrogens,
+)
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.knowledge import KnowledgeGraph
 from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
-from polyfm.domains.molecules.structure_files import TABLES, open_structures
+from polyfm.domains.molecules.structure_files import columns_of
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.manifest import Finding, Notices
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.data.splits import Splits, column_split, group_split, random_split
-from polyfm.shared.data.tabular import open_table, suffix
 from polyfm.shared.errors import DataError, RecipeError, require
 from polyfm.shared.tokens.tokenizer import TextTokenizer
 
-MODALITIES = ("smiles", "properties", "graph", "text", "knowledge")
+MODALITIES = ("smiles", "properties", "graph", "conformer", "text", "knowledge")
 
 
 class MoleculeDataModule(DataModule):
@@ -44,12 +52,14 @@ class MoleculeDataModule(DataModule):
         split: ``scaffold`` (Bemis-Murcko without chirality, groups by size, ties by sha256), ``random``, or the name of
             a column that holds train, valid or test.
         fractions: Of training, validation and test, for scaffold and random.
-        modalities: What is made of each molecule: smiles, properties, graph, text, knowledge. A molecule may lack any.
+        modalities: What is made of each molecule: smiles, properties, graph, conformer, text, knowledge. A molecule may
+            lack any.
         tokenizer: SMILES to ids.
         max_tokens: Longer SMILES are cut there, and counted.
         fields: Which features an atom graph has: ``gin`` or ``full``.
         largest_fragment: Keep only the largest fragment of salts and mixtures.
         isomeric: Keep stereochemistry and isotopes in SMILES and graphs.
+        hydrogens: Whether conformers have them.
         text: Column of the descriptions; guessed, and announced, if empty.
         text_vocabulary: Most tokens that the tokenizer of the texts learns; pre-trained weights bring their own.
         max_text_tokens: Longer texts are cut there, and counted.
@@ -59,11 +69,11 @@ class MoleculeDataModule(DataModule):
         num_workers: Processes that make batches (and parse the file); 0 works in the training process.
     """
 
-    INHERITED = (
-        *("tokenizer", "max_tokens", "fields", "isomeric", "largest_fragment"),
+    INHERITED: ClassVar[tuple[str, ...]] = (
+        *("tokenizer", "max_tokens", "fields", "isomeric", "largest_fragment", "hydrogens"),
         *("text_vocabulary", "max_text_tokens", "entities"),
     )
-    READING = ("smiles", "id", "text")
+    READING: ClassVar[tuple[str, ...]] = ("smiles", "id", "text")
 
     table: MoleculeTable
 
@@ -81,6 +91,7 @@ class MoleculeDataModule(DataModule):
         fields: str = "full",
         largest_fragment: bool = False,
         isomeric: bool = False,
+        hydrogens: bool = True,
         text: str = "",
         text_vocabulary: int = 4000,
         max_text_tokens: int = 128,
@@ -104,7 +115,7 @@ class MoleculeDataModule(DataModule):
         require(max_tokens >= 3, "data.max_tokens", "at least 3, of which two stand for begin and end", max_tokens)
         self.modalities, self.fields = list(modalities), fields
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
-        self.largest_fragment, self.isomeric = largest_fragment, isomeric
+        self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens
         self.standardiser = Standardiser()
         self.text, self.max_text_tokens = text, max_text_tokens
         self.text_tokenizer = TextTokenizer(text_vocabulary)
@@ -141,6 +152,7 @@ class MoleculeDataModule(DataModule):
             raise DataError(
                 "no column of descriptions was found", remedy="Name it: --data.text COLUMN, or use data that have one"
             )
+        self.conformers = self._conformers(table.smiles, self.path, table.rows.tolist())
         groups = scaffolds(table.smiles)
         if by_column:
             names = column_split(table.split or [])
@@ -184,6 +196,25 @@ class MoleculeDataModule(DataModule):
         with Progress("descriptors") as bar:
             return descriptor_table(self.table.smiles, workers=self.num_workers, progress=bar.update)
 
+    def _conformers(self, smiles: list[str], path: str | Path = "", rows: Sequence[int] = ()) -> list[Conformer | None]:
+        """Of each molecule, if they are asked for; those of a file that have none are noticed."""
+        if "conformer" not in self.modalities:
+            return [None] * len(smiles)
+        own = file_conformers(path, rows, largest_fragment=self.largest_fragment) if path else [None] * len(smiles)
+        lacking = [text for text, one in zip(smiles, own, strict=True) if one is None]
+        with Progress("conformers") as bar:
+            made = iter(made_conformers(lacking, workers=self.num_workers, progress=bar.update))
+        found = [next(made) if one is None else one for one in own]
+        why = f"RDKit finds no places for its atoms, or they are more than {LARGEST}"
+        self.notices += Notices(
+            tuple(
+                Finding(Path(path).name, int(row), text, "no conformer", why)
+                for row, text, one in zip(rows, smiles, found, strict=False)
+                if one is None
+            )
+        )
+        return found if self.hydrogens else [None if one is None else without_hydrogens(one) for one in found]
+
     def transforms_state(self) -> dict[str, Any]:
         """See `DataModule.transforms_state`."""
         state: dict[str, Any] = {"tokenizer": self.tokenizer.state()}
@@ -216,7 +247,10 @@ class MoleculeDataModule(DataModule):
         lengths = np.array([len(ids) for ids in self.tokenizer.encode(self.table.smiles)])
         self._announce_cut(int((lengths > self.max_tokens).sum()))
         shortened: np.ndarray = np.minimum(lengths, self.max_tokens)
-        if "text" in self.modalities:  # a batch is as long as its longest sequence of either
+        if "conformer" in self.modalities:  # a batch is as long as its longest sequence of either
+            atoms = np.array([0 if one is None else len(one.numbers) for one in self.conformers])
+            shortened = np.maximum(shortened, atoms)
+        if "text" in self.modalities:
             whole = np.array([len(ids) for ids in self.text_tokenizer.encode([t or "" for t in self.table.text or []])])
             if cut := int((whole > self.max_text_tokens).sum()):
                 limit = f"{self.max_text_tokens} tokens and are cut there (data.max_text_tokens)"
@@ -246,6 +280,7 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
+                conformer=self.conformers[i],
                 text=None if table.text is None else table.text[i],
                 neighbours=self.neighbours[i] if told else None,
                 facts=self.knowledge.facts(table.smiles[i]) if told else None,
@@ -267,6 +302,7 @@ class MoleculeDataModule(DataModule):
         if isinstance(items, str | Path):
             table = self.read_new(items, **reading)
             smiles, ids, rows, texts = table.smiles, table.ids, table.rows.tolist(), table.text
+            conformers = self._conformers(smiles, items, rows)
             if "smiles" in self.modalities:  # a token is at least one character: few need to be looked at
                 long = self.tokenizer.encode([text for text in smiles if len(text) + 2 > self.max_tokens])
                 self._announce_cut(sum(len(tokens) > self.max_tokens for tokens in long))
@@ -289,6 +325,7 @@ class MoleculeDataModule(DataModule):
                     raise DataError(f"{items[i]!r} is no molecule: {result.kind}, {result.detail}", where=f"item {i}")
                 smiles.append(result.smiles)
             ids, texts = [str(row) for row in rows], None
+            conformers = self._conformers(smiles)
         properties: Sequence[Any] = [None] * len(smiles)
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
@@ -297,10 +334,18 @@ class MoleculeDataModule(DataModule):
         neighbours = self.knowledge.neighbours(smiles) if "knowledge" in self.modalities else nothing
         return [
             MoleculeSample(
-                id=id, group="", row=row, smiles=text, properties=values, text=said, neighbours=near, targets={}
+                id=id,
+                group="",
+                row=row,
+                smiles=text,
+                properties=values,
+                conformer=conformer,
+                text=said,
+                neighbours=near,
+                targets={},
             )
-            for id, row, text, values, said, near in zip(
-                ids, rows, smiles, properties, texts or nothing, neighbours, strict=True
+            for id, row, text, values, conformer, said, near in zip(
+                ids, rows, smiles, properties, conformers, texts or nothing, neighbours, strict=True
             )
         ]
 
@@ -313,7 +358,7 @@ class MoleculeDataModule(DataModule):
             id: Column of the ids; the same.
             text: Column of the descriptions; the same. There need not be one.
         """
-        columns = _columns(path) if self.smiles or self.id or self.text else ()
+        columns = columns_of(path) if self.smiles or self.id or self.text else ()
         table = read_molecules(
             path,
             smiles=smiles or (self.smiles if self.smiles in columns else None),
@@ -341,6 +386,8 @@ class MoleculeDataModule(DataModule):
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)
             modalities["graph"] = graphs.replace(rows=torch.tensor(rows_present, dtype=torch.int64))
+        if "conformer" in self.modalities:
+            modalities["conformer"] = pack_conformers([sample.conformer for sample in samples])
         if "text" in self.modalities:
             modalities["text"] = pack_ids([None if s.text is None else self.encode_text(s.text) for s in samples])
         if "knowledge" in self.modalities:
@@ -400,11 +447,6 @@ class MoleculeDataModule(DataModule):
         from polyfm.domains.molecules.evaluate import evaluate
 
         return evaluate(task, self)
-
-
-def _columns(path: str | Path) -> tuple[str, ...]:
-    """Of a file of any format; of a table whatever its SMILES column is called."""
-    return (open_table(path) if suffix(Path(path)) in TABLES else open_structures(path).table).columns
 
 
 def _announced(table: MoleculeTable, roles: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ _PLAIN: dict[str, Callable[[Any], float]] = {
 _QED: Any = QED  # has no types
 _MORGAN = [rdFingerprintGenerator.GetMorganGenerator(radius=radius) for radius in (1, 2, 3)]
 _MOLECULES_PER_JOB = 256
+Result = TypeVar("Result")
 _ROWS_PER_COMMIT = 4096
 
 
@@ -150,7 +151,7 @@ def descriptor_table(
         return table
     fresh: dict[str, NDArray[np.float64]] = {}
     pending: list[str] = []
-    for job, rows in _compute(missing, workers):
+    for job, rows in in_jobs(missing, _rows, workers):
         fresh.update(zip(job, rows, strict=True))
         pending += job
         if len(pending) >= _ROWS_PER_COMMIT or len(fresh) == len(missing):
@@ -163,14 +164,23 @@ def descriptor_table(
     return table
 
 
-def _compute(smiles: list[str], workers: int) -> Iterator[tuple[list[str], NDArray[np.float64]]]:
+def in_jobs(
+    smiles: list[str], function: Callable[[list[str]], Result], workers: int
+) -> Iterator[tuple[list[str], Result]]:
+    """Some molecules at a time and what a function makes of them, in order.
+
+    Args:
+        smiles: All molecules.
+        function: Of some molecules; can be sent to other processes.
+        workers: Processes; 0 works in this one. The result is the same.
+    """
     jobs = [smiles[start : start + _MOLECULES_PER_JOB] for start in range(0, len(smiles), _MOLECULES_PER_JOB)]
-    if workers == 0 or len(jobs) == 1:
-        yield from zip(jobs, map(_rows, jobs), strict=True)
+    if workers == 0 or len(jobs) <= 1:
+        yield from zip(jobs, map(function, jobs), strict=True)
         return
     # spawn: a fork of a process that holds torch's threads can hang.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-        yield from zip(jobs, pool.imap(_rows, jobs), strict=True)
+        yield from zip(jobs, pool.imap(function, jobs), strict=True)
 
 
 def _rows(smiles: Iterable[str]) -> NDArray[np.float64]:

@@ -1,15 +1,24 @@
-"""Molecules to tokens: SMILES, 53 descriptors, atom graph."""
+"""Molecules to tokens: SMILES, 53 descriptors, atom graph, atoms in space."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from polyfm.domains.molecules.atom_graph import field_set
+from polyfm.domains.molecules.conformers import TYPES, ConformerBatch
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.shared.tokens.dropout import Dropout
+from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.graph import GraphTokens
 from polyfm.shared.tokens.positions import AbsolutePositions, Positions
 from polyfm.shared.tokens.table import ValueTokens
 from polyfm.shared.tokens.text import TextTokens
+from polyfm.shared.tokens.tokens import Pairs, Tokens
 
 
 class SmilesTokens(TextTokens):
@@ -58,3 +67,78 @@ class AtomTokens(GraphTokens):
 
     def __init__(self, width: int, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
         super().__init__(size or width, [field.size for field in field_set(fields).atoms], dropout)
+
+
+class ConformerTokens(Embedder):
+    """One padded token per atom, from its element; [CLS] first, at the centroid. Distances go along as pairs (Uni-Mol).
+
+    A vector says what an atom is and a pair how far two stand apart, so that nothing changes when the molecule is
+    turned or moved. Positions are the coordinates (Å), for heads that move atoms.
+
+    Args:
+        width: D.
+        heads: H, as the backbone's: numbers that are told of each pair.
+        kernels: K, Gaussians that a distance is seen through.
+        dropout: After the LayerNorm.
+    """
+
+    def __init__(self, width: int, heads: int, kernels: int = 128, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.table = nn.Embedding(TYPES, width)
+        nn.init.normal_(self.table.weight, std=0.02)
+        self.distances = DistanceKernels(heads, kernels)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, batch: ConformerBatch) -> Tokens:
+        """See `Embedder.forward`."""
+        ids, places, mask = batch.framed()
+        x = self.dropout(self.norm(self.table(ids)))
+        pairs = self.distances(ids, distances(places))
+        return Tokens(x=x, positions=places, mask=mask, prefix=1, pairs=Pairs(first=pairs, last=pairs, tokens=x))
+
+
+class DistanceKernels(nn.Module):
+    """Distances through Gaussians, after an affine map of its own for each ordered pair of elements (Uni-Mol, 2.1).
+
+    p_ij = W₂ gelu(W₁ g(a_{t_i t_j} d_ij + b_{t_i t_j})), g_k the density of a normal distribution, (μ_k, σ_k) learned.
+
+    Args:
+        heads: H.
+        kernels: K.
+    """
+
+    def __init__(self, heads: int, kernels: int) -> None:
+        super().__init__()
+        self.scale = nn.Embedding(TYPES * TYPES, 1)
+        self.shift = nn.Embedding(TYPES * TYPES, 1)
+        nn.init.ones_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+        self.mean = nn.Parameter(torch.empty(kernels).uniform_(0, 3))
+        self.spread = nn.Parameter(torch.empty(kernels).uniform_(0, 3))
+        self.inner = nn.Linear(kernels, kernels)
+        self.outer = nn.Linear(kernels, heads)
+
+    def forward(self, ids: Tensor, distance: Tensor) -> Tensor:
+        """(B, N, N, H).
+
+        Args:
+            ids: (B, N) types.
+            distance: (B, N, N) Å.
+        """
+        kind = ids[:, :, None] * TYPES + ids[:, None]
+        seen = self.scale(kind) * distance[..., None] + self.shift(kind)
+        spread = self.spread.abs() + 1e-5
+        kernels = torch.exp(-0.5 * ((seen - self.mean) / spread).square()) / (math.sqrt(2 * math.pi) * spread)
+        pairs: Tensor = self.outer(F.gelu(self.inner(kernels)))
+        return pairs
+
+
+def distances(places: Tensor) -> Tensor:
+    """(B, N, N) Å between points of a row.
+
+    Args:
+        places: (B, N, 3) Å.
+    """
+    return (places[:, :, None] - places[:, None]).square().sum(-1).sqrt()

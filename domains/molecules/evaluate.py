@@ -12,8 +12,10 @@ import torch
 
 from polyfm.domains.molecules.baselines import nearest_structures, nearest_texts, text_vectors
 from polyfm.domains.molecules.data import MoleculeDataModule
+from polyfm.domains.molecules.denoising import denoising
 from polyfm.domains.molecules.generate import read_properties, write, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics, r2_per_column, translation_metrics
+from polyfm.domains.molecules.objectives import ConformerObjective
 from polyfm.domains.molecules.render import card, text_card
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.data.sampler import Key
@@ -53,6 +55,10 @@ def evaluate(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], lis
                 panels.append(panel)
         if isinstance(objective, NextValue):
             metrics |= told_properties(task, data)
+    if any(isinstance(objective, ConformerObjective) for objective in task.objectives.values()):
+        more, panel = denoising(task, data)
+        metrics |= more
+        panels.append(panel)
     panels.append(embedding_map(task, data))
     return metrics, panels
 

@@ -82,6 +82,15 @@ def open_structures(path: str | Path, smiles: str | None = None) -> StructureFil
     )
 
 
+def columns_of(path: str | Path) -> tuple[str, ...]:
+    """Of a file of any format; of a table whatever its SMILES column is called.
+
+    Args:
+        path: As of `open_structures`.
+    """
+    return (open_table(path) if suffix(Path(path)) in TABLES else open_structures(path).table).columns
+
+
 def _table(table: Table, smiles: str | None) -> StructureFile:
     column = smiles if smiles is not None else table.guess(SMILES_COLUMNS)
     if column is None:

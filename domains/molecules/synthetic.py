@@ -207,3 +207,53 @@ _WRITERS: dict[str, Callable[[pd.DataFrame], bytes]] = {
 }
 KINDS = ("csv", "csv.gz", "tsv", "tsv.gz", "parquet", "smi", "smi.gz", "sdf", "sdf.gz")
 """What `write_synthetic` can write."""
+
+# Acids, amines, alcohols and bromides around two substituents, and what becomes of them.
+_REACTIONS = {
+    "O=C(O){a}.N{b}>>O=C(N{b}){a}": "amide from acid and amine",
+    "O=C(O){a}.OC{b}>>O=C(OC{b}){a}": "ester from acid and alcohol",
+    "BrC{a}.N{b}>O=C([O-])[O-].[K+].[K+]>C({a})N{b}": "amine from bromide and amine",
+    "O=C{a}.N{b}>[BH4-].[Na+]>C({a})N{b}": "amine from aldehyde and amine",
+    "O=C(OC){a}>[Li+].[OH-]>O=C(O){a}": "acid from ester",
+}
+
+
+def synthetic_reactions(n: int, *, seed: int = 0) -> pd.DataFrame:
+    """Invent reactions of five kinds.
+
+    Args:
+        n: How many, all different.
+        seed: Another seed, other reactions.
+
+    Returns:
+        n rows of ``id``, ``reaction`` (``a>>b`` or ``a>c>b``, not canonical) and ``kind``.
+    """
+    random = np.random.default_rng(seed)
+    found: dict[str, str] = {}
+    for _ in range(_TRIES_PER_MOLECULE * n):
+        if len(found) == n:
+            break
+        kind = _pick(random, _REACTIONS)
+        a, b = (_pick(random, _RINGS).format(_pick(random, _GROUPS)) for _ in range(2))
+        found.setdefault(kind.format(a=a, b=b.replace("3", "4")), _REACTIONS[kind])
+    if len(found) < n:
+        raise UsageError(f"the grammar gave {len(found)} different reactions, not {n}", remedy="Ask for fewer")
+    ids = [f"RXN-{index:05d}" for index in range(1, n + 1)]
+    return pd.DataFrame({"id": ids, "reaction": list(found), "kind": list(found.values())})
+
+
+def write_reactions(folder: str | Path, *, n: int = 200, seed: int = 0) -> Path:
+    """Write ``reactions.csv`` of invented reactions, the same bytes for the same arguments.
+
+    Args:
+        folder: Where to; created if needed.
+        n: Reactions.
+        seed: Another seed, other reactions.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / "reactions.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_delimited(",")(synthetic_reactions(n, seed=seed)))
+    return path

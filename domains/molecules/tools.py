@@ -1,4 +1,4 @@
-"""`polyfm tool molecules NAME`: both directions of SPMM and of MolFM for a user's own molecules and wishes."""
+"""`polyfm tool molecules NAME`: both directions of SPMM and of MolFM, and reactions, for own molecules and wishes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table
 from polyfm.domains.molecules.generate import read_properties, write, write_smiles
 from polyfm.domains.molecules.metrics import generation_metrics
+from polyfm.domains.molecules.reaction_data import ReactionDataModule
+from polyfm.domains.molecules.reaction_prediction import tell
 from polyfm.domains.molecules.read import canonical
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
@@ -150,6 +152,42 @@ def translate(words: Sequence[str]) -> None:
     print(f"{len(rows)} SMILES: {out}")
 
 
+def react(words: Sequence[str]) -> None:
+    """The other side of reactions: polyfm tool molecules react RUN INPUT --out FILE.csv.
+
+    Args:
+        words: After the tool's name.
+    """
+    parser = Arguments("tool molecules react", "Tell products of reactants, or reactants of products.", READING)
+    parser.add_argument("run", help="folder of a molecules/reaction run")
+    parser.add_argument("input", help="file of reactions, or of what is known of them alone")
+    parser.add_argument("--beams", type=int, default=5, help="k of the beam search; each beam is written")
+    parser.add_argument("--out", required=True, help="result: .csv")
+    ours, given = parser.parse_reading(words)
+    if ours.beams < 1:
+        parser.error("--beams must be at least 1")
+    out = result_file(ours.out, ours.input, (".csv",), "answers.csv")
+    model = load(ours.run)
+    data = model.data
+    if not isinstance(data, ReactionDataModule):
+        raise UsageError("this run knows no reactions", where=ours.run, remedy="Use a run of molecules/reaction")
+    samples = data.samples_from(Path(ours.input), **reading_options(given, ReactionDataModule))
+    rows = [
+        {
+            "id": sample.id,
+            "source": sample.source,
+            "rank": rank,
+            "answer": text,
+            "valid": canonical(text, isomeric=data.isomeric) is not None,
+        }
+        for sample, answers in zip(samples, tell(model.task, data, samples, beams=ours.beams), strict=True)
+        for rank, text in enumerate(answers, start=1)
+    ]
+    pd.DataFrame(rows, columns=["id", "source", "rank", "answer", "valid"]).to_csv(out, index=False)
+    print(f"{len(samples):,} reactions, {data.direction}: {out}. They are proposals: no chemist looked at them")
+    tell_reading(data, out)
+
+
 def parse_properties(text: str) -> np.ndarray:
     """(53,) wanted properties, NaN where nothing is asked for.
 
@@ -202,5 +240,6 @@ TOOLS: dict[str, Callable[[Sequence[str]], None]] = {
     "properties": properties,
     "describe": describe,
     "translate": translate,
+    "react": react,
 }
 """By the word a user writes."""

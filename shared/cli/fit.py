@@ -178,9 +178,10 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
         print(f"of the size of {source.path}, whatever --size says: {', '.join(other)}")
     own = tree["model"]["encoders"] if tree["task"] == "pretrain" else {}  # its objectives name all of them
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": {**own, **common}}})
-    if theirs["data"]["class_path"] == tree["data"]["class_path"]:
+    base = data_of(source.path)
+    if ours := {kind.__name__: kind for kind in (base, *base.__subclasses__())}.get(tree["data"]["class_path"]):
         # Items as the encoders were trained with, and no position that never was.
-        for name in data_of(source.path).INHERITED:
+        for name in ours.INHERITED:
             if name in theirs["data"]["init_args"]:
                 started["data"]["init_args"][name] = theirs["data"]["init_args"][name]
     return started
@@ -282,7 +283,8 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
     with fitting(best):
-        state = content.get(type(cli.datamodule).__qualname__)
+        kinds = [kind.__qualname__ for kind in type(cli.datamodule).__mro__]  # its own, or that of a base
+        state = next((content[name] for name in kinds if name in content), None)
         if state is not None:
             try:
                 cli.datamodule.load_state_dict(state)

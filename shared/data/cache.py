@@ -1,10 +1,10 @@
-"""Results that are worth keeping between runs: the cache folder and a disk table of fixed-length rows."""
+"""Results that are worth keeping between runs: the cache folder, disk tables of bytes and of fixed-length rows."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -38,28 +38,27 @@ def cache_dir(name: str) -> Path:
     return folder
 
 
-class RowCache:
-    """A disk table from strings to rows of float64 numbers, safe under concurrent processes.
+class BlobCache:
+    """A disk table from strings to bytes, safe under concurrent processes.
 
     One SQLite file. A connection lives for one call, so the object can be pickled and forked. Writers wait for one
-    another; a row that two of them computed is stored once.
+    another; what two of them computed is stored once.
 
     Args:
         path: The file; created on first use.
-        width: Numbers per row.
     """
 
-    def __init__(self, path: str | Path, width: int) -> None:
-        self.path, self.width = Path(path), width
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
-    def get(self, keys: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Look rows up.
+    def get_blobs(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Look up.
 
         Args:
-            keys: n strings; repeats are allowed.
+            keys: Any; repeats are allowed.
 
         Returns:
-            (n, width) float64, zero where not found, and (n,) bool: found.
+            By key; what is not there is left out.
         """
         stored: dict[str, bytes] = {}
         unique = list(dict.fromkeys(keys))
@@ -68,21 +67,16 @@ class RowCache:
                 part = unique[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(part))
                 stored.update(connection.execute(f"SELECT key, row FROM rows WHERE key IN ({marks})", part))
-        empty = bytes(8 * self.width)
-        found = np.fromiter((len(stored.get(key, b"")) == len(empty) for key in keys), dtype=bool, count=len(keys))
-        blob = b"".join(stored[key] if hit else empty for key, hit in zip(keys, found, strict=True))
-        return np.frombuffer(blob, dtype="<f8").reshape(len(keys), self.width).astype(np.float64), found
+        return stored
 
-    def put(self, keys: Sequence[str], rows: NDArray[np.float64]) -> None:
-        """Store rows; all of them or, if the process dies, none.
+    def put_blobs(self, blobs: Mapping[str, bytes]) -> None:
+        """Store; all of them or, if the process dies, none.
 
         Args:
-            keys: n strings.
-            rows: (n, width) numbers.
+            blobs: By key.
         """
-        blobs = (row.tobytes() for row in np.ascontiguousarray(rows, dtype="<f8").reshape(len(keys), self.width))
         with self._connection() as connection:
-            connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", zip(keys, blobs, strict=True))
+            connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", blobs.items())
 
     def __len__(self) -> int:
         with self._connection() as connection:
@@ -102,3 +96,41 @@ class RowCache:
                 where=self.path,
                 remedy="Delete it (it is rebuilt), or set POLYFM_CACHE to another folder",
             ) from error
+
+
+class RowCache(BlobCache):
+    """A disk table from strings to rows of float64 numbers.
+
+    Args:
+        path: The file; created on first use.
+        width: Numbers per row.
+    """
+
+    def __init__(self, path: str | Path, width: int) -> None:
+        super().__init__(path)
+        self.width = width
+
+    def get(self, keys: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Look rows up.
+
+        Args:
+            keys: n strings; repeats are allowed.
+
+        Returns:
+            (n, width) float64, zero where not found, and (n,) bool: found.
+        """
+        stored = self.get_blobs(keys)
+        empty = bytes(8 * self.width)
+        found = np.fromiter((len(stored.get(key, b"")) == len(empty) for key in keys), dtype=bool, count=len(keys))
+        blob = b"".join(stored[key] if hit else empty for key, hit in zip(keys, found, strict=True))
+        return np.frombuffer(blob, dtype="<f8").reshape(len(keys), self.width).astype(np.float64), found
+
+    def put(self, keys: Sequence[str], rows: NDArray[np.float64]) -> None:
+        """Store rows; all of them or, if the process dies, none.
+
+        Args:
+            keys: n strings.
+            rows: (n, width) numbers.
+        """
+        blobs = (row.tobytes() for row in np.ascontiguousarray(rows, dtype="<f8").reshape(len(keys), self.width))
+        self.put_blobs(dict(zip(keys, blobs, strict=True)))

@@ -138,8 +138,8 @@ class TokenDropout(Embedder):
         tokens: Tokens = self.embedder(batch)
         if not self.training or self.rate == 0:
             return tokens
-        if tokens.edges is not None:
-            raise ValueError("tokens of a graph cannot be dropped: edges would hang in the air")
+        if tokens.edges is not None or tokens.pairs is not None:
+            raise ValueError("tokens of a graph or with pairs cannot be dropped: these would hang in the air")
         packed, prefix = tokens.pack(), tokens.prefix
         total = len(packed.x)
         owner = ragged.owners(packed.boundaries, total)

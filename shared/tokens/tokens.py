@@ -18,6 +18,28 @@ class Edges(Carrier):
     """(E, F) int64: categorical features of each edge."""
 
 
+class Pairs(Carrier):
+    """What is known of each two tokens of a sequence, for backbones that carry it through their layers (Uni-Mol).
+
+    Padded, (B, N, N, ...), whichever form the tokens have; what stands at padding means nothing.
+    """
+
+    first: Tensor
+    """(B, N, N, H) as the embedder made it."""
+    last: Tensor
+    """(B, N, N, H) after the backbone's layers; the same before them."""
+    tokens: Tensor
+    """(B, N, D) vectors of the tokens, before the backbone's final norm: some objectives are about their length."""
+
+    def cut(self, size: int) -> Pairs:
+        """Of shorter rows.
+
+        Args:
+            size: N; what stands behind is padding in all rows.
+        """
+        return Pairs(first=self.first[:, :size, :size], last=self.last[:, :size, :size], tokens=self.tokens[:, :size])
+
+
 class Tokens(Carrier):
     """Token vectors of B sequences, padded or packed.
 
@@ -39,6 +61,8 @@ class Tokens(Carrier):
     """Leading tokens of each sequence that stand for no item of the input (a [CLS] that the embedder adds)."""
     edges: Edges | None = None
     """Neighbours; None where tokens are no graph."""
+    pairs: Pairs | None = None
+    """Of each two tokens of a sequence; None for embedders that tell nothing of them."""
     longest: int | None = None
     """No sequence is longer. Optional: where given, padding need not read the lengths (export, no stall of a GPU)."""
 
@@ -88,6 +112,7 @@ class Tokens(Carrier):
             mask=torch.arange(longest, device=lengths.device) < lengths[:, None],
             cu_seqlens=None,
             modality=None if self.modality is None else spread(self.modality),
+            pairs=None if self.pairs is None else self.pairs.cut(longest),
         )
 
     def items(self) -> Tensor:
@@ -115,6 +140,7 @@ class Tokens(Carrier):
             cu_seqlens=cu_seqlens,
             modality=None if self.modality is None else self.modality[index],
             edges=edges,
+            pairs=None if self.pairs is None else self.pairs.map(lambda each: each.index_select(0, keep)),
         )
 
     @property

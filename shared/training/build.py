@@ -38,7 +38,7 @@ yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.r
 TASKS: dict[str, type[L.LightningModule]] = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 PARTS = ("tokens", "backbones", "objectives", "training.optim", "training.gradients", "training.stages")
 """Packages and modules of shared/ whose classes a recipe may name."""
-DOMAIN_FILES = ("data", "embedder", "transforms", "heads", "backbone", "objectives")
+DOMAIN_FILES = ("data", "reaction_data", "embedder", "transforms", "heads", "backbone", "objectives")
 """Modules of a domain whose classes a recipe may name."""
 # Never all of lightning.pytorch: its cli module can import anything by name.
 LIBRARIES = (

@@ -137,7 +137,7 @@ def test_arguments_are_documented(classes: dict[type, int]) -> None:
 
 
 def test_modules_that_recipes_may_name_are_those_of_the_house() -> None:
-    assert set(DOMAIN_FILES) == {"data", "embedder", "transforms", "heads", "backbone", "objectives"}
+    assert set(DOMAIN_FILES) == {"data", "reaction_data", "embedder", "transforms", "heads", "backbone", "objectives"}
 
 
 def test_there_is_one_recipe_parser_for_all_tasks() -> None:

@@ -35,6 +35,10 @@ GRAPH = 124 * 300 + 5 * (GIN_LAYER - 9 * 300) + 300 * D + D
 TEXT = (31090 + 512) * D + NORM + 6 * LAYER
 KNOWLEDGE = 49151 * 256 + 256 * D + D
 
+# Uni-Mol: 29 types in pairs, 128 Gaussians, 15 layers of 512 and 2048 with 64 heads.
+PAIRS = 2 * 29 * 29 + 2 * 128 + (128 * 128 + 128) + (128 * 64 + 64)
+CONFORMER = 29 * 512 + 2 * 512 + PAIRS + 2 * 512 + 15 * (4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512)
+
 PARAMETERS = {
     # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
     # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
@@ -49,9 +53,17 @@ PARAMETERS = {
     # No paper's own: MolFM's encoders, 6 layers over 1,000 pieces of SMILES, a token head for each of the two.
     "molecules/molfm_generation": GRAPH + TEXT + KNOWLEDGE + (1000 + 512) * D + NORM + 6 * LAYER + 2 * PROJECTION
     + 6 * CROSS_LAYER + 1 + (TOKEN_HEAD + 31090) + (TOKEN_HEAD + 1000),
+    # Zhou et al. publish no count that was found. The token head, tied to the table; those of coordinates and distances.
+    "molecules/unimol": CONFORMER + (512 * 512 + 512 + 2 * 512 + 29) + 2 * (64 * 64 + 64 + 2 * 64 + 64 + 1),
+    "molecules/conformer_property": CONFORMER,
+    # SPMM's lower 6 layers for the source and as many for the target, its 6 fusion layers, the token head.
+    "molecules/reaction": 2 * SMILES + 6 * CROSS_LAYER + (D * D + D + NORM + 300),
     # GIN of Hu et al. in the size of MolFM and MoMu: 171 atom categories, 5 layers of 300.
     "molecules/graph_property": 171 * 300 + 5 * GIN_LAYER,
 }  # fmt: skip
+
+WRITERS = {"ReactionDataModule": "write_reactions"}
+"""Of synthetic data, by the data module."""
 
 # What a recipe's data need beside a path, by domain and task.
 FLAGS = {("molecules", "finetune"): ["--data.targets=[activity]"], ("molecules", "pretrain"): []}
@@ -65,7 +77,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 @pytest.fixture(scope="module")
 def flags(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
-    path = synthetic.write_synthetic(tmp_path_factory.mktemp(recipe.domain), n=60)
+    write = getattr(synthetic, WRITERS.get(recipe.tree["data"]["class_path"], "write_synthetic"))
+    path = write(tmp_path_factory.mktemp(recipe.domain), n=60)
     return [f"--data.path={path}", "--data.batch_size=8", *FLAGS[recipe.domain, recipe.tree["task"]]]
 
 

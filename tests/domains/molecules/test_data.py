@@ -116,7 +116,7 @@ class TestReading:
 
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
         with pytest.raises(
-            RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, text, knowledge"
+            RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, conformer, text, knowledge"
         ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
-from polyfm.domains.molecules.tools import TOOLS, describe, generate, parse_properties, properties, translate
+from polyfm.domains.molecules.synthetic import write_reactions
+from polyfm.domains.molecules.tools import TOOLS, describe, generate, parse_properties, properties, react, translate
 from polyfm.shared.errors import UsageError
+from polyfm.shared.training.build import RecipeParser
+from polyfm.shared.training.recipe import find_recipe
+from polyfm.shared.training.run_folder import RunFolder
 
 
 def test_wanted_properties_by_name() -> None:
@@ -78,7 +83,7 @@ def test_wrong_words(spmm_run: Path, tmp_path: Path, words: list[str], message: 
 
 
 def test_every_tool_says_what_it_does() -> None:
-    assert set(TOOLS) == {"generate", "properties", "describe", "translate"}
+    assert set(TOOLS) == {"generate", "properties", "describe", "translate", "react"}
     assert all("polyfm tool molecules" in (tool.__doc__ or "") for tool in TOOLS.values())
 
 
@@ -153,3 +158,37 @@ def test_wrong_words_about_texts(
     with pytest.raises(UsageError) as error:
         tool([str(spmm_run) if word == "RUN" else word for word in words])
     assert message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def reaction_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `molecules/reaction`, not trained."""
+    folder = tmp_path_factory.mktemp("react")
+    recipe = find_recipe("molecules/reaction")
+    flags = [f"--data.path={write_reactions(folder, n=30)}", "--data.max_tokens=30"]
+    cli = RecipeParser(recipe, recipe.sized("small"), flags)
+    cli.datamodule.setup()
+    run = RunFolder.create(folder / "run")
+    run.write_recipe(cli.resolved())
+    run.checkpoints.mkdir()
+    content = {"state_dict": cli.model.state_dict(), "ReactionDataModule": cli.datamodule.state_dict()}
+    torch.save(content, run.checkpoints / "last.ckpt")
+    return run.path
+
+
+def test_reactions_are_answered_from_sources_alone(
+    reaction_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("known\nOCC\nxyz\nCCBr.N>>CCN\n")
+    out = tmp_path / "out.csv"
+    react([str(reaction_run), str(tmp_path / "a.csv"), "--data.reaction", "known", "--beams", "2", "--out", str(out)])
+    table = pd.read_csv(out, keep_default_na=False)
+    assert table["source"].tolist() == ["CCO", "CCO", "CCBr.N", "CCBr.N"]
+    assert table["rank"].tolist() == [1, 2, 1, 2]
+    assert "2 reactions, forward" in capsys.readouterr().out
+    assert "unreadable structure" in (tmp_path / "out.quarantine.csv").read_text()
+
+
+def test_a_run_of_molecules_tells_no_reactions(spmm_run: Path, molecules: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="knows no reactions.*molecules/reaction"):
+        react([str(spmm_run), str(molecules), "--out", str(tmp_path / "x.csv")])

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 import polyfm as package
+from polyfm.domains.molecules.synthetic import write_reactions
 from polyfm.shared.cli.fit import start_from
+from polyfm.shared.deployment.inference import load
 from polyfm.shared.training.callbacks import Checkpoint
 from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.recipe import find_recipe, merge
@@ -223,6 +225,27 @@ def test_a_run_that_starts_from_another_reads_items_as_that_one_did(tmp_path: Pa
     started = start_from(tmp_path, find_recipe("molecules/property").sized("small"))["data"]["init_args"]
     assert {name: started[name] for name in told} == told
     assert not {"path", "split"} & set(started)
+
+
+def test_reactions_start_from_the_encoder_and_the_tokenizer_of_molecules(
+    polyfm: Polyfm, runs: Any, tmp_path: Path
+) -> None:
+    """The data module is another, of the same family; what the run has no encoder for starts afresh."""
+    narrow = [f"--model.{part}=32" for part in ("encoders.target.width", "fusion.init_args.width")]
+    words = ("fit", "molecules/reaction", "--size", "small", "--init_from", runs.spmm, *narrow)
+    shown = polyfm(*words, "--data.path", "x.csv", "--print_config")
+    assert shown.code == 0, shown.err
+    tree = yaml.safe_load(shown.out)
+    assert list(tree["model"]["encoders"]) == ["smiles", "target"]
+    assert tree["model"]["encoders"]["smiles"]["init_args"]["width"] == 32
+    assert tree["data"]["init_args"]["isomeric"] is False
+    assert tree["data"]["init_args"]["max_tokens"] == 256
+    path, out = write_reactions(tmp_path, n=40), tmp_path / "run"
+    done = polyfm(*words, "--data.path", path, "--trainer.max_steps", "1", "--out", out)
+    assert done.code == 0, done.err
+    assert "smiles from" in done.out
+    states = [load(run).data.tokenizer.state() for run in (runs.spmm, out)]
+    assert states[0] == states[1]
 
 
 def test_a_run_that_starts_from_another_uses_its_own_recipe_s_options(polyfm: Polyfm, runs: Any) -> None:

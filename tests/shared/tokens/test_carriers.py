@@ -21,7 +21,7 @@ from polyfm.shared.data.batch import Batch, Graphs, Grids, ModalityBatch, TokenI
 from polyfm.shared.data.carrier import Carrier
 from polyfm.shared.errors import DataError
 from polyfm.shared.objectives.objective import ObjectiveOutput
-from polyfm.shared.tokens.tokens import Edges, Features, Tokens
+from polyfm.shared.tokens.tokens import Edges, Features, Pairs, Tokens
 
 CU = torch.tensor([0, 2, 3], dtype=torch.int32)
 IDS = TokenIds(rows=torch.tensor([0, 2]), ids=torch.arange(3), cu_seqlens=CU)
@@ -36,7 +36,8 @@ GRAPHS = Graphs(
 )
 GRIDS = Grids(rows=torch.arange(2), values=torch.zeros(2, 1, 4, 4), spacing=torch.ones(2, 2))
 EDGES = Edges(index=torch.tensor([[0, 1], [1, 0]]), features=torch.zeros(2, 1, dtype=torch.int64))
-TOKENS = Tokens(x=torch.ones(3, 4), positions=torch.zeros(3, 1), cu_seqlens=CU, edges=EDGES)
+PAIRS = Pairs(first=torch.ones(2, 2, 2, 1), last=torch.zeros(2, 2, 2, 1), tokens=torch.ones(2, 2, 4))
+TOKENS = Tokens(x=torch.ones(3, 4), positions=torch.zeros(3, 1), cu_seqlens=CU, edges=EDGES, pairs=PAIRS)
 CARRIERS: list[Carrier] = [
     ModalityBatch(rows=torch.arange(2)),
     IDS,
@@ -52,6 +53,7 @@ CARRIERS: list[Carrier] = [
         groups=torch.arange(3),
     ),
     EDGES,
+    PAIRS,
     TOKENS,
     TOKENS.pad(),
     Features(tokens=TOKENS, pooled=torch.ones(2, 4), projected=None, rows=torch.arange(2)),

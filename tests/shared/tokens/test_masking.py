@@ -14,7 +14,7 @@ from polyfm.shared.data.batch import TokenIds, Values
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.masking import Corruption, Draw, MaskTokens, MaskValues, TokenDropout
 from polyfm.shared.tokens.text import TextTokens
-from polyfm.shared.tokens.tokens import Edges, Tokens
+from polyfm.shared.tokens.tokens import Edges, Pairs, Tokens
 
 MASK, SPECIALS, VOCABULARY = 4, 5, 60
 CORRUPT = MaskTokens(mask_id=MASK, vocabulary=VOCABULARY, specials=SPECIALS)
@@ -145,4 +145,9 @@ def test_nodes_of_graphs_are_not_dropped() -> None:
     edges = Edges(index=torch.zeros(2, 0, dtype=torch.int64), features=torch.zeros(0, 1, dtype=torch.int64))
     dropout.embedder.tokens = dropout.embedder.tokens.replace(edges=edges)
     with pytest.raises(ValueError, match="graph"):
+        dropout(None)
+    tokens = dropout.embedder.tokens
+    pairs = Pairs(first=torch.zeros(1, 2, 2, 1), last=torch.zeros(1, 2, 2, 1), tokens=torch.zeros(1, 2, 2))
+    dropout.embedder.tokens = tokens.replace(edges=None, pairs=pairs)
+    with pytest.raises(ValueError, match="pairs"):
         dropout(None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfm.shared.data import ragged
-from polyfm.shared.tokens.tokens import Edges, Tokens
+from polyfm.shared.tokens.tokens import Edges, Pairs, Tokens
 
 LENGTHS = st.lists(st.integers(0, 5), max_size=6)
 
@@ -85,6 +85,17 @@ def test_edges_stay_with_their_sequences() -> None:
     assert chosen.edges.index.tolist() == [[2, 0], [1, 2]]
     assert chosen.edges.features.tolist() == [[8], [9]]
     assert tokens.pad().edges is edges
+
+
+def test_pairs_stay_with_their_sequences() -> None:
+    padded = make([2, 3, 1]).pad()
+    each = torch.arange(27.0).view(3, 3, 3, 1)
+    tokens = padded.replace(pairs=Pairs(first=each, last=each + 100, tokens=padded.x))
+    few = tokens.pack().select(torch.tensor([2, 0])).pad()  # of the two the longest has two tokens
+    assert few.pairs is not None
+    assert few.pairs.first[..., 0].tolist() == each[[2, 0], :2, :2, 0].tolist()
+    assert torch.equal(few.pairs.last, few.pairs.first + 100)
+    assert torch.equal(few.pairs.tokens, few.x)
 
 
 def test_forms_say_what_they_lack() -> None:
