@@ -133,7 +133,7 @@ def sums() -> Iterator[list[int]]:
 def reachable(ranks: Ranks, tokens: Tokens, rows: Tensor, wanted: Tensor) -> tuple[Tokens, Tensor]:
     """Sequences of any process; gradients of the tokens flow back to their owners.
 
-    Edges stay behind: what fuses tokens reads none.
+    Edges and pairs stay behind: what fuses tokens reads none.
 
     Args:
         ranks: Of the rows.
@@ -144,9 +144,10 @@ def reachable(ranks: Ranks, tokens: Tokens, rows: Tensor, wanted: Tensor) -> tup
     Returns:
         Tokens, and (k,) int64 which sequence of theirs is each that is wanted.
     """
+    tokens = tokens.replace(edges=None, pairs=None)
     if len(ranks.counts) == 1:
-        return tokens.replace(edges=None), rows[wanted]
-    own = tokens.replace(edges=None).select(rows).pack()
+        return tokens, rows[wanted]
+    own = tokens.select(rows).pack()
     lengths = ranks.gather(own.lengths.long())
     places, cu_seqlens = ragged.take(ragged.boundaries(lengths), wanted)
     items = Ranks(tuple(int(part.sum()) for part in lengths.split(ranks.counts)), ranks.rank)

@@ -150,7 +150,7 @@ class _Kept:
 
     def add(self, features: Features, start: int) -> None:
         """Keep a chunk's, whose first item is number ``start`` of the batch."""
-        tokens: Any = features.tokens.replace(edges=None) if self.with_tokens else None
+        tokens: Any = features.tokens.replace(edges=None, pairs=None) if self.with_tokens else None
         self.parts.append(features.replace(tokens=tokens, rows=features.rows + start))
 
     def join(self) -> Features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -29,9 +29,10 @@ from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
-from polyfm.shared.objectives.objective import Progress, Views
+from polyfm.shared.objectives.objective import Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.tokens.tokens import Pairs
+from polyfm.shared.training.large_batch import LargeBatch, chunks_of
 from polyfm.shared.training.views import answer
 
 KINDS = (MaskedAtoms, AtomCoordinates, AtomDistances, TokenNorm, PairNorm)
@@ -73,6 +74,26 @@ class Bench:
 
     def loss(self, batch: Batch) -> Tensor:
         return self.objective(self.views(batch), batch).loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_equal_the_whole(kind: type[ConformerObjective]) -> None:
+    """The second chunk has a molecule without a conformer."""
+    bench, batch = Bench(kind), make(lacking=(2,))
+    weights = [*bench.model.parameters(), *bench.objective.parameters()]
+    expected = bench.loss(batch)
+    whole = torch.autograd.grad(expected, weights, allow_unused=True)
+
+    def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any]) -> Views:
+        return answer(needs, some, bench.model, None, Draw(0, 0), Progress(), around)
+
+    large = LargeBatch(batch, chunks_of(batch, 2), {"it": bench.objective}, run)
+    outputs, _ = large.outputs()
+    large.backward(outputs["it"].loss)
+    torch.testing.assert_close(outputs["it"].loss, expected)
+    for weight, gradient in zip(weights, whole, strict=True):
+        found = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(found, torch.zeros_like(weight) if gradient is None else gradient)
 
 
 class TestMoveAtoms:

@@ -86,6 +86,12 @@ def test_new_items(path: Path) -> None:
         data.samples_from(["C", "CCO>CC"])
 
 
+def test_there_are_no_labels_to_fine_tune_on(path: Path) -> None:
+    data = make(path)
+    assert data.target_values(data.part("train")).shape == (len(data.part("train")), 0)
+    assert (data.target_names(), data.class_names()) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"direction": "back"}, "one of forward, retro"), ({"randomise": 1.5}, "a share from 0 to 1")],

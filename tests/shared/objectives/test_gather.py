@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfm.shared.objectives.gather import Ranks, global_mean, reachable, sums
-from polyfm.shared.tokens.tokens import Tokens
+from polyfm.shared.tokens.tokens import Pairs, Tokens
 
 
 def test_one_process_gathers_its_own_rows() -> None:
@@ -49,11 +49,13 @@ def test_rows_are_fetched_by_number_and_gradients_come_back() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_sequences_of_one_process_are_its_own(packed: bool) -> None:
     mask = torch.tensor([[True, True], [True, False], [True, True]])
-    tokens = Tokens(x=torch.rand(3, 2, 4), positions=torch.rand(3, 2, 1), mask=mask)
+    pairs = Pairs(first=torch.rand(3, 2, 2, 1), last=torch.rand(3, 2, 2, 1), tokens=torch.rand(3, 2, 4))
+    tokens = Tokens(x=torch.rand(3, 2, 4), positions=torch.rand(3, 2, 1), mask=mask, pairs=pairs)
     tokens = tokens.pack() if packed else tokens
     rows, wanted = torch.tensor([0, 2]), torch.tensor([1, 1, 0])
     found, where = reachable(Ranks.of(rows), tokens, rows, wanted)
     assert torch.equal(found.select(where).x, tokens.select(torch.tensor([2, 2, 0])).x)
+    assert found.pairs is None
 
 
 @given(st.lists(st.lists(st.floats(-5, 5), max_size=4), min_size=1, max_size=4))
