@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,11 +28,15 @@ from polyfm.domains.molecules.objectives import (
     TokenNorm,
     norm_error,
 )
+from polyfm.shared.backbones.block import PostNorm
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
+from polyfm.shared.backbones.fusion import CrossFusion
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data.batch import Batch
+from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.errors import RecipeError
-from polyfm.shared.objectives.objective import Progress, View, Views
+from polyfm.shared.objectives.matching import Matching
+from polyfm.shared.objectives.objective import Objective, Progress, View, Views
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.tokens.tokens import Pairs
 from polyfm.shared.training.large_batch import LargeBatch, chunks_of
@@ -76,24 +83,47 @@ class Bench:
         return self.objective(self.views(batch), batch).loss
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_chunks_equal_the_whole(kind: type[ConformerObjective]) -> None:
-    """The second chunk has a molecule without a conformer."""
-    bench, batch = Bench(kind), make(lacking=(2,))
-    weights = [*bench.model.parameters(), *bench.objective.parameters()]
-    expected = bench.loss(batch)
-    whole = torch.autograd.grad(expected, weights, allow_unused=True)
+def both_ways(model: MultimodalModel, objective: Objective, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Loss and gradients of the whole batch, and of the same in chunks of two."""
+    weights = [*model.parameters(), *objective.parameters()]
 
-    def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any]) -> Views:
-        return answer(needs, some, bench.model, None, Draw(0, 0), Progress(), around)
+    def run(needs: Iterable[View], some: Batch, around: Callable[[View], Any] = nullcontext) -> Views:
+        return answer(needs, some, model, None, Draw(0, 0), Progress(), around)
 
-    large = LargeBatch(batch, chunks_of(batch, 2), {"it": bench.objective}, run)
+    expected = objective(run(objective.needs(), batch), batch).loss
+    whole = torch.autograd.grad(expected, weights, allow_unused=True, materialize_grads=True)
+    large = LargeBatch(batch, chunks_of(batch, 2), {"it": objective}, run)
     outputs, _ = large.outputs()
     large.backward(outputs["it"].loss)
-    torch.testing.assert_close(outputs["it"].loss, expected)
-    for weight, gradient in zip(weights, whole, strict=True):
-        found = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        torch.testing.assert_close(found, torch.zeros_like(weight) if gradient is None else gradient)
+    found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    return [(outputs["it"].loss, expected), *zip(found, whole, strict=True)]
+
+
+class TestChunks:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_equal_the_whole(self, kind: type[ConformerObjective]) -> None:
+        """The second chunk has a molecule without a conformer."""
+        bench = Bench(kind)
+        for found, expected in both_ways(bench.model, bench.objective, make(lacking=(2,))):
+            torch.testing.assert_close(found, expected)
+
+    def test_conformers_of_other_chunks_are_matched_without_their_pairs(self) -> None:
+        torch.manual_seed(0)
+        block = partial(PostNorm, heads=2, hidden=24, dropout=0.0)
+        pairs = partial(PairTransformer, depth=2, heads=4, dropout=0.0)
+        space = partial(ConformerTokens, heads=4, kernels=8, dropout=0.0)
+        letters = partial(SmilesTokens, vocabulary=20, dropout=0.0)
+        encoders = {
+            "conformer": Encoder(16, space, pairs, projection=6),
+            "smiles": Encoder(16, letters, partial(Transformer, depth=1, block=block), projection=6),
+        }
+        fusion = CrossFusion(16, partial(Transformer, depth=1, block=partial(block, cross=True)))
+        model, objective = MultimodalModel(encoders, fusion).double(), Matching("conformer", "smiles")
+        objective.build(encoders)
+        batch = make()
+        batch.modalities["smiles"] = pack_ids([np.array([1, 5 + i, 9, 2]) for i in range(4)])
+        for found, expected in both_ways(model, objective.double(), batch):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 class TestMoveAtoms:

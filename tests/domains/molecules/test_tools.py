@@ -187,6 +187,8 @@ def test_reactions_are_answered_from_sources_alone(
     assert table["rank"].tolist() == [1, 2, 1, 2]
     assert "2 reactions, forward" in capsys.readouterr().out
     assert "unreadable structure" in (tmp_path / "out.quarantine.csv").read_text()
+    with pytest.raises(UsageError, match="this is the file that is read"):
+        react([str(reaction_run), str(out), "--out", str(out)])
 
 
 def test_a_run_of_molecules_tells_no_reactions(spmm_run: Path, molecules: Path, tmp_path: Path) -> None:

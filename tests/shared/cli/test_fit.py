@@ -227,7 +227,7 @@ def test_a_run_that_starts_from_another_reads_items_as_that_one_did(tmp_path: Pa
     assert not {"path", "split"} & set(started)
 
 
-def test_reactions_start_from_the_encoder_and_the_tokenizer_of_molecules(
+def test_reactions_start_from_the_encoder_the_fusion_and_the_tokenizer_of_molecules(
     polyfm: Polyfm, runs: Any, tmp_path: Path
 ) -> None:
     """The data module is another, of the same family; what the run has no encoder for starts afresh."""
@@ -244,6 +244,7 @@ def test_reactions_start_from_the_encoder_and_the_tokenizer_of_molecules(
     done = polyfm(*words, "--data.path", path, "--trainer.max_steps", "1", "--out", out)
     assert done.code == 0, done.err
     assert "smiles from" in done.out
+    assert "fusion from" in done.out
     states = [load(run).data.tokenizer.state() for run in (runs.spmm, out)]
     assert states[0] == states[1]
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tests.distributed.test_objectives import OBJECTIVES, Model, in_chunks, in_double
+from tests.distributed.test_objectives import OBJECTIVES, Model, facts, in_chunks, in_double
 from tests.shared.conftest import ToyData
 from tests.shared.objectives.conftest import make_batch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ def batch_of(step: int = 0, presence: tuple[list[int], list[int]] = PRESENCE) ->
     batch = make_batch(*(map(bool, has) for has in presence), [group + 100 * step for group in GROUPS], step)
     table = batch["properties"]
     batch.modalities["properties"] = table.replace(values=table.values.double())
+    batch.modalities["facts"] = facts(batch["smiles"].rows, step)
     return batch
 
 
