@@ -107,7 +107,7 @@ class TestChunks:
         for found, expected in both_ways(bench.model, bench.objective, make(lacking=(2,))):
             torch.testing.assert_close(found, expected)
 
-    def test_conformers_of_other_chunks_are_matched_without_their_pairs(self) -> None:
+    def test_conformers_are_matched_across_chunks(self) -> None:
         torch.manual_seed(0)
         block = partial(PostNorm, heads=2, hidden=24, dropout=0.0)
         pairs = partial(PairTransformer, depth=2, heads=4, dropout=0.0)
