@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polyfm.shared.cli.arguments import Arguments, choose_size
 from polyfm.shared.data.progress import spinner
 from polyfm.shared.errors import PolyfmError, UsageError
-from polyfm.shared.training.recipe import Recipe, find_recipe, read_yaml
+from polyfm.shared.training.recipe import Recipe, find_recipe, followers, read_yaml
 from polyfm.shared.training.signals import NotFirst, Signals, Stopped, is_requeued, job
 
 if TYPE_CHECKING:
@@ -377,9 +377,8 @@ def _conclude(cli: Any, folder: Any, throughput: Any) -> Finished:
     print(f"\nReport:  {folder.report}")
     if cli.tree["task"] == "pretrain":
         print(f"Next:    polyfm embed {folder.path} NEW_FILE --out vectors.parquet")
-        print(
-            f"         polyfm fit {cli.recipe.domain}/property --init_from {folder.path} --data.path LABELLED.csv ..."
-        )
+        for name in followers(cli.recipe.domain, cli.model.model.encoders):
+            print(f"         polyfm fit {name} --init_from {folder.path} --data.path LABELLED.csv ...")
     else:
         print(f"Next:    polyfm predict {folder.path} NEW_FILE --out predictions.csv")
     return finished

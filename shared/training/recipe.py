@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,19 @@ def recipe_names() -> list[str]:
     """Names of all recipes in the package, sorted."""
     found = RECIPES.glob("*/*.yaml")
     return sorted(f"{path.parent.name}/{path.stem}" for path in found if not path.parent.name.startswith("_"))
+
+
+def followers(domain: str, encoders: Iterable[str]) -> list[str]:
+    """Names of the domain's fine-tuning recipes that can start from a run with these encoders.
+
+    Args:
+        domain: Of the run.
+        encoders: Names of its encoders.
+    """
+    known = set(encoders)
+    trees = {name: read_yaml(RECIPES / f"{name}.yaml") for name in recipe_names() if name.startswith(f"{domain}/")}
+    tuned = {name: tree["model"]["encoders"] for name, tree in trees.items() if tree.get("task") == "finetune"}
+    return [name for name, own in tuned.items() if known & set(own)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

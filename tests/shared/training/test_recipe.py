@@ -15,6 +15,7 @@ from polyfm.shared.training.recipe import (
     RECIPES,
     Recipe,
     find_recipe,
+    followers,
     locate,
     merge,
     read_overlay,
@@ -123,7 +124,7 @@ class TestKeys:
         file.write_text("encoders: {}\n" + TREE)
         with pytest.raises(
             RecipeError,
-            match=f"{file}:1: unknown key 'encoders'. It belongs under model, as in molecules/graph_property",
+            match=f"{file}:1: unknown key 'encoders'. It belongs under model, as in molecules/conformer_property",
         ):
             find_recipe(str(file))
 
@@ -248,3 +249,16 @@ def test_house_rules_of_recipes(name: str) -> None:
     assert keys == sorted(keys, key=order.index)
     assert {"title", "task", "data", "model", "sizes"} <= set(keys)
     assert Recipe(name, path, yaml.safe_load(text)).sizes == ["paper", "small"]
+
+
+@pytest.mark.parametrize(
+    ("encoders", "names"),
+    [
+        (["smiles", "properties"], ["molecules/property"]),
+        (["graph", "text", "knowledge"], ["molecules/graph_property"]),
+        (["conformer"], ["molecules/conformer_property"]),
+        (["nothing"], []),
+    ],
+)
+def test_recipes_that_follow_a_run(encoders: list[str], names: list[str]) -> None:
+    assert followers("molecules", encoders) == names
