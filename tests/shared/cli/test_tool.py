@@ -31,7 +31,7 @@ def test_a_tool_gets_its_words(polyfm: Polyfm, monkeypatch: pytest.MonkeyPatch) 
         ([], "the domain is missing. polyfm tool DOMAIN NAME INPUT, with DOMAIN of: "),
         (["alchemy"], "there is no domain 'alchemy'"),
         (["molecule"], "there is no domain 'molecule'. Did you mean molecules? polyfm tool DOMAIN NAME INPUT"),
-        (["molecules", "transmute"], "molecules has no tool 'transmute'. Choose one of: "),
+        (["molecules", "boil"], "molecules has no tool 'boil'. Choose one of: "),
         (["molecules", "propertys"], "molecules has no tool 'propertys'. Did you mean properties? Choose one of: "),
     ],
 )
