@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.recipes.test_recipes import FLAGS
+from tests.recipes.test_recipes import FLAGS, WRITERS
 from tests.resume.process import run, start
 from tests.resume.watch import Point, same
 
@@ -74,7 +74,8 @@ def words_of(name: str, folder: Path, *more: str) -> list[str]:
     """``polyfm fit`` of a recipe at small size on 40 invented items: 4 batches for training, 1 for validation."""
     recipe = find_recipe(name)
     synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
-    path = synthetic.write_synthetic(folder, n=40)
+    write = getattr(synthetic, WRITERS.get(recipe.tree["data"]["class_path"], "write_synthetic"))
+    path = write(folder, n=40)
     flags = [f"--data.path={path}", *FLAGS[recipe.domain, recipe.tree["task"]], "--data.batch_size=8"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--data.split=random"]
     return ["fit", name, "--size=small", *flags, *quiet, *more]
