@@ -65,6 +65,18 @@ def text_vectors(
     return said, drawn
 
 
+def tanimoto(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """(n, m) Tanimoto similarities: bits in common, divided by those that either has.
+
+    Args:
+        ours: (n, bits) float32, 0 or 1.
+        theirs: (m, bits) float32.
+    """
+    common = ours @ theirs.T
+    similarities: np.ndarray = common / (ours.sum(1)[:, None] + theirs.sum(1) - common).clip(min=1)
+    return similarities
+
+
 def nearest_structures(smiles: Sequence[str], train: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """(n,) training molecules most similar in structure (Tanimoto of ECFP4).
 
@@ -74,8 +86,7 @@ def nearest_structures(smiles: Sequence[str], train: np.ndarray, asked: np.ndarr
         asked: (n,) indices of the molecules asked about.
     """
     ours, theirs = (fingerprints([smiles[i] for i in rows]).astype(np.float32) for rows in (asked, train))
-    common = ours @ theirs.T
-    nearest: np.ndarray = train[(common / (ours.sum(1)[:, None] + theirs.sum(1) - common).clip(min=1)).argmax(1)]
+    nearest: np.ndarray = train[tanimoto(ours, theirs).argmax(1)]
     return nearest
 
 

@@ -113,6 +113,8 @@ class MoleculeDataModule(DataModule):
             raise RecipeError(f"a label column is named twice: {', '.join(self.targets)}", where="data.targets")
         require(fields in FIELD_SETS, "data.fields", f"one of {', '.join(FIELD_SETS)}", fields)
         require(max_tokens >= 3, "data.max_tokens", "at least 3, of which two stand for begin and end", max_tokens)
+        require(max_text_tokens >= 3, "data.max_text_tokens", "at least 3, as of max_tokens", max_text_tokens)
+        require(entities >= 1, "data.entities", "at least 1", entities)
         self.modalities, self.fields = list(modalities), fields
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
         self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens

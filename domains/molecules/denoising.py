@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyfm.domains.molecules.conformers import ELEMENTS, SPECIALS
+from polyfm.domains.molecules.conformers import TYPES, pack_conformers
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.objectives import AtomCoordinates, AtomDistances, MaskedAtoms
+from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.page import Panel
+from polyfm.shared.evaluation.report.panels import by_baseline
 
 
 @torch.inference_mode()
@@ -62,20 +64,22 @@ def denoising(task: Any, data: MoleculeDataModule) -> tuple[dict[str, float], Pa
 
 def _commonest(data: MoleculeDataModule) -> int:
     """Type of most atoms of the training part."""
-    counts = np.zeros(SPECIALS + len(ELEMENTS), dtype=np.int64)
-    for batch in data.loader("train", shuffle=False):
-        counts += np.bincount(batch["conformer"].ids.numpy(), minlength=len(counts))
-    return int(counts.argmax())
+    atoms = pack_conformers([data.conformers[i] for i in data.part("train")])
+    return int(atoms.ids.bincount(minlength=TYPES).argmax())
 
 
 def _panel(found: dict[str, float]) -> Panel:
     names = {"rmsd": "place, RMSD (Å)", "distance_mae": "distances, mean error (Å)", "atom_accuracy": "element told"}
-    rows = ""
-    for name, words in names.items():
-        if f"test/denoising/{name}" in found:
-            beside = next(value for key, value in found.items() if key.startswith("baseline/") and key.endswith(name))
-            rows += f"<tr><td>{words}</td><td>{found[f'test/denoising/{name}']:.3f}</td><td>{beside:.3f}</td></tr>"
-    body = f"<table><tr><th></th><th>this model</th><th>nothing done</th></tr>{rows}</table>"
+    rows = [
+        [
+            words,
+            found[f"test/denoising/{name}"],
+            *(other[name] for other in by_baseline(found).values() if name in other),
+        ]
+        for name, words in names.items()
+        if f"test/denoising/{name}" in found
+    ]
+    body = table(["", "this model", "nothing done"], rows)
     note = (
         "Atoms of test molecules are hidden and moved, the same ones each time. Beside the model: atoms and distances "
         "left as they were given, and the commonest element of the training part."

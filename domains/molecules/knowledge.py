@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from polyfm.domains.molecules.baselines import fingerprints
+from polyfm.domains.molecules.baselines import fingerprints, tanimoto
 from polyfm.domains.molecules.phrases import read_links
 from polyfm.shared.errors import DataError
 
@@ -88,7 +88,8 @@ class KnowledgeGraph:
         found: list[NDArray[np.int64] | None] = []
         for start in range(0, len(smiles), _BLOCK):
             block = smiles[start : start + _BLOCK]
-            found += [self._vote(*pair) for pair in zip(block, self._similarities(block), strict=True)]
+            similarities = tanimoto(fingerprints(block).astype(np.float32), self._bits)
+            found += [self._vote(*pair) for pair in zip(block, similarities, strict=True)]
             if progress is not None:
                 progress(len(found), len(smiles))
         return found
@@ -106,13 +107,6 @@ class KnowledgeGraph:
                     votes[name] += float(similar[i])
         best = sorted(votes, key=lambda name: (-votes[name], self.names[name]))[: self.limit]
         return np.array(best, dtype=np.int64) if best else None
-
-    def _similarities(self, smiles: Sequence[str]) -> NDArray[np.float32]:
-        """(n, molecules) Tanimoto similarity of ECFP4."""
-        bits = fingerprints(smiles).astype(np.float32)
-        common = bits @ self._bits.T
-        similarities: NDArray[np.float32] = common / (bits.sum(1)[:, None] + self._bits.sum(1) - common).clip(min=1)
-        return similarities
 
     @cached_property
     def _bits(self) -> NDArray[np.float32]:

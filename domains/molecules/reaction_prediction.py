@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyfm.domains.molecules.baselines import fingerprints
+from polyfm.domains.molecules.baselines import fingerprints, tanimoto
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser
 from polyfm.domains.molecules.reaction_data import ReactionDataModule
 from polyfm.domains.molecules.reactions import Reaction
@@ -151,8 +151,7 @@ def nearest(
     similarity, index = np.zeros((len(sources), 0), dtype=np.float32), np.zeros((len(sources), 0), dtype=np.int64)
     for start in range(0, len(known), chunk):
         theirs = fingerprints([reaction.source for reaction in known[start : start + chunk]]).astype(np.float32)
-        shared = ours @ theirs.T
-        found = shared / np.maximum(ours.sum(1)[:, None] + theirs.sum(1) - shared, 1)
+        found = tanimoto(ours, theirs)
         places = np.broadcast_to(np.arange(start, start + len(theirs)), found.shape)
         similarity, index = np.hstack([similarity, found]), np.hstack([index, places])
         best = np.argsort(-similarity, axis=1, kind="stable")[:, : 20 * answers]  # several may have one target

@@ -63,7 +63,6 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
 
     from polyfm.shared.backbones.encoder import num_trained, on_meta
     from polyfm.shared.cli.fit import start_from
-    from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser, quiet_libraries
     from polyfm.shared.training.targets.kinds import announced
 
@@ -75,20 +74,16 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
     else:
         made["cli"] = RecipeParser(recipe, tree, flags)
     cli = made["cli"]
-    data, task = cli.datamodule, cli.model
-    data.limit = ROWS
-    data.setup("fit")
-    train = data.part("train")
+    data, task, train = cli.datamodule, cli.model, prepare(cli)
     lines = [f"{recipe.name}, size {size}", *data.summary()]
     if data.quarantine.num_read >= ROWS:
         lines.append(f"  of the first {ROWS:,} rows only; fit reads them all")
-    batch = data.collate(data.make_samples([Key(int(i), 0) for i in train[:SAMPLES]]))
+    batch = batch_of(data, train[:SAMPLES])
     for name, rows in batch.modalities.items():
         shapes = ", ".join(
             f"{field} {tuple(value.shape)}" for field, value in vars(rows).items() if isinstance(value, torch.Tensor)
         )
         lines.append(f"  {name}: {len(rows.rows)} of {len(batch)} samples have it; {shapes}")
-    make_head(task, data, train)
     if getattr(task, "target", None) is not None:
         lines += [f"  {announced(task.target, task.kind)}", *label_lines(task.target, data, train)]
     step = min(data.batch_size, len(train))
@@ -109,8 +104,7 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
         lines.append(f"  time: at least {duration(steps * flops / speed)} an epoch {where}")
         lines.append("  (work and activations: a step at small size, scaled by the sizes of the linear layers)")
         return lines
-    whole = data.collate(data.make_samples([Key(int(i), 0) for i in train[:step]]))
-    seconds, loss, activations = one_step(task, whole)
+    seconds, loss, activations = one_step(task, batch_of(data, train[:step]))
     epochs = cli.config["trainer"].get("max_epochs") or 1
     lines.append(f"  one step of {step} samples: loss {loss:.4f}, {seconds:.2f} s on {torch.get_num_threads()} threads")
     lines.append(f"  parameters: {parameters / 1e6:.2f} million")
@@ -119,18 +113,32 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
     return lines
 
 
-def make_head(task: Any, data: Any, train: Any) -> None:
-    """Of a fine-tuning task, from the training labels.
+def prepare(cli: Any) -> Any:
+    """Read the beginning of the data, and make the head of a fine-tuning task from its labels.
 
     Args:
-        task: Of either kind.
-        data: Set up.
-        train: Indices of training samples.
-    """
-    if hasattr(task, "target"):
-        from polyfm.shared.training.targets.kinds import fit_target
+        cli: Built.
 
-        task.set_target(fit_target(task.kind, data.target_names(), data.target_values(train), data.class_names()))
+    Returns:
+        (n,) indices of training samples.
+    """
+    cli.datamodule.limit = ROWS
+    cli.datamodule.setup("fit")
+    if hasattr(cli.model, "target"):
+        cli.model.fit_target(cli.datamodule)
+    return cli.datamodule.part("train")
+
+
+def batch_of(data: Any, indices: Any) -> Any:
+    """Samples of the first pass, as a batch.
+
+    Args:
+        data: Set up.
+        indices: Of the samples.
+    """
+    from polyfm.shared.data.sampler import Key
+
+    return data.collate(data.make_samples([Key(int(i), 0) for i in indices]))
 
 
 def scaled(task: Any, recipe: Any, flags: Sequence[str], samples: int) -> tuple[float, float]:
@@ -150,19 +158,13 @@ def scaled(task: Any, recipe: Any, flags: Sequence[str], samples: int) -> tuple[
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from polyfm.shared.data.sampler import Key
     from polyfm.shared.training.build import RecipeParser
 
     cli = RecipeParser(recipe, recipe.sized("small"), flags)
-    data, small = cli.datamodule, cli.model
-    data.limit = ROWS
-    data.setup("fit")
-    train = data.part("train")
-    make_head(small, data, train)
-    batch = data.collate(data.make_samples([Key(int(i), 0) for i in train[:samples]]))
+    batch = batch_of(cli.datamodule, prepare(cli)[:samples])
     with FlopCounterMode(display=False) as counter:
-        _, _, kept = one_step(small, batch)
-    (weights, outputs), (small_weights, small_outputs) = linear_sizes(task), linear_sizes(small)
+        _, _, kept = one_step(cli.model, batch)
+    (weights, outputs), (small_weights, small_outputs) = linear_sizes(task), linear_sizes(cli.model)
     return counter.get_total_flops() * weights / small_weights, kept * outputs / small_outputs
 
 

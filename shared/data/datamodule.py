@@ -77,6 +77,7 @@ class DataModule(L.LightningDataModule):
         batch_size: Samples in a step, on each process; with ``token_budget`` the most there may be.
         token_budget: Most tokens in a step, padding counted; 0 for none.
         num_workers: Processes that make batches; 0 makes them in the training process.
+
     The seed is the run's (``--seed_everything``), set by whoever builds the run: ``seed`` decides order and random
     transforms, ``split_seed`` the split (members of an ensemble share it).
     """

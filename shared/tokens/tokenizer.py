@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from polyfm.shared.errors import DataError
+from polyfm.shared.errors import DataError, require
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 PAD, START, END, MASK = range(4)
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 """Of a tokenizer of our own, whose ids are their places here."""
+KEPT = 100_000
+"""Texts whose ids a tokenizer keeps: some 25 MB."""
 _ROLES = {
     "start": ("[CLS]", "<s>", "<|startoftext|>"),
     "end": ("[SEP]", "</s>", "<|endoftext|>"),
@@ -34,13 +37,15 @@ class TextTokenizer:
     """
 
     def __init__(self, vocabulary: int = 4000) -> None:
-        if vocabulary < len(SPECIALS) + 256:
-            raise ValueError(f"a vocabulary of bytes needs at least {len(SPECIALS) + 256} entries, not {vocabulary}")
+        least = len(SPECIALS) + 256
+        require(vocabulary >= least, "data.text_vocabulary", f"at least {least}, all bytes", vocabulary)
         self.vocabulary = vocabulary
         self.given = False
         """Whether it came with pre-trained weights, and is not to be learnt."""
         self.start, self.end, self.mask = START, END, MASK
         self._tokenizer: Tokenizer | None = None
+        self._known: dict[str, np.ndarray] = {}
+        """Ids of texts that were cut before: a text comes back in every pass."""
 
     def fit(self, texts: Iterable[str]) -> Self:
         """Learn the vocabulary, unless it came with the weights.
@@ -72,9 +77,14 @@ class TextTokenizer:
             texts: Any. What looks like a special token is text.
             longest: Most tokens; what is behind is cut. 0 for no limit.
         """
-        encodings = self._fitted.encode_batch(list(texts), add_special_tokens=False)
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        encodings = self._fitted.encode_batch(fresh, add_special_tokens=False)
+        found = {text: np.array(encoding.ids, dtype=np.int32) for text, encoding in zip(fresh, encodings, strict=True)}
+        self._known |= itertools.islice(found.items(), max(KEPT - len(self._known), 0))
+        found |= {text: self._known[text] for text in texts if text in self._known}
         cut = longest - 2 if longest else None
-        return [np.array([self.start, *encoding.ids[:cut], self.end], dtype=np.int32) for encoding in encodings]
+        first, last = np.array([self.start], dtype=np.int32), np.array([self.end], dtype=np.int32)
+        return [np.concatenate([first, found[text][:cut], last]) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a sequence, special tokens left out.
@@ -133,7 +143,7 @@ class TextTokenizer:
             lacking = "start" if start is None else "end"
             raise DataError(f"this tokenizer has no {lacking} token", remedy=f"Known are {', '.join(_ROLES[lacking])}")
         self.start, self.end, self.mask = start, end, start if mask is None else mask
-        self._tokenizer = tokenizer
+        self._tokenizer, self._known = tokenizer, {}
 
 
 def read_pretrained(folder: Path) -> TextTokenizer:

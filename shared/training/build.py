@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from polyfm.shared.data.datamodule import DataModule
-from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError
+from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError, require
 from polyfm.shared.training.callbacks import Checkpoint, Patience
 from polyfm.shared.training.checkpoint import SafeCheckpointIO
 from polyfm.shared.training.curves import Curves
@@ -203,6 +203,10 @@ class RecipeParser(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the data module and the task, not the trainer."""
         try:
+            for limit in ("max_epochs", "max_steps"):
+                given = self.config["trainer"][limit]
+                fits = given is None or given == -1 or given >= 1
+                require(fits, f"trainer.{limit}", "at least 1, or -1 for no limit", given)
             self.config_init = self.parser.instantiate(self.config)
         except (PolyfmError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             cause = _cause(error)
@@ -216,9 +220,6 @@ class RecipeParser(LightningCLI):
                     raise UsageError(cause.message, where=f"--{path}", remedy=cause.remedy) from None
                 cause.where = f"{self._where(keys)}: {path}"
             raise cause from None
-        for limit in ("max_epochs", "max_steps"):
-            if (given := self.config["trainer"][limit]) is not None and (given == 0 or given < -1):
-                raise UsageError(f"trainer.{limit} must be at least 1, or -1 for no limit, not {given}")
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed

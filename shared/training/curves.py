@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from polyfm.shared.training.run_folder import is_first
+
 
 class Curves(CSVLogger):
     """Writes ``metrics.csv`` into the run folder.
@@ -31,7 +33,7 @@ class Curves(CSVLogger):
     @property
     def experiment(self) -> ExperimentWriter:
         """What writes; made when first asked for, in the first process."""
-        if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
+        if self._experiment is None and is_first():
             self._experiment = _Writer(self.log_dir)
         made: ExperimentWriter = super().experiment
         return made

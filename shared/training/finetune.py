@@ -80,12 +80,19 @@ class FinetuneTask(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Make the head from the training labels."""
         if self.target is None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            train = data.part("train")
-            target = fit_target(self.kind, data.target_names(), data.target_values(train), data.class_names())
-            with torch.random.fork_rng(devices=[]):  # the head is the seed's, whatever was drawn while reading
-                torch.manual_seed(zlib.crc32(f"head/{data.seed}".encode()))
-                self.set_target(target)
+            self.fit_target(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def fit_target(self, data: Any) -> None:
+        """Fit the target to the training labels, and make its head.
+
+        Args:
+            data: Set up.
+        """
+        values = data.target_values(data.part("train"))
+        target = fit_target(self.kind, data.target_names(), values, data.class_names())
+        with torch.random.fork_rng(devices=[]):  # the head is the seed's, whatever was drawn while reading
+            torch.manual_seed(zlib.crc32(f"head/{data.seed}".encode()))
+            self.set_target(target)
 
     def set_target(self, target: Target) -> None:
         """Take a target and make its head.

@@ -41,6 +41,7 @@ def test_errors_are_those_of_all_chosen_atoms_of_the_test_part(unimol: tuple[Any
     assert 0.7 < metrics["baseline/as_given/rmsd"] < 1.3  # √3 · 1 Å / √3, of few atoms
     assert 0 < metrics["baseline/as_given/distance_mae"] < 1
     assert [panel.title for panel in panels] == ["Atoms put back", "Map of molecules"]
+    assert panels[0].body.count("<tr>") == 1 + 3  # the head, and three measures beside what does nothing
     assert f"{metrics['test/denoising/rmsd']:.3f}" in panels[0].body
 
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyfm.shared.cli.check import duration, make_head, one_step, scaled, uncollected
-from polyfm.shared.data.sampler import Key
+from polyfm.shared.cli.check import batch_of, duration, one_step, prepare, scaled, uncollected
 from polyfm.shared.errors import UsageError
 from polyfm.shared.training.build import RecipeParser
 from polyfm.shared.training.recipe import RECIPES, find_recipe, merge
@@ -81,13 +80,10 @@ def test_work_of_paper_size_is_that_of_a_real_step(runs: Any, monkeypatch: pytes
         trees[name] = merge(recipe.sized("small"), {"model": {"encoders": {"smiles": encoder}}})
     monkeypatch.setattr(type(recipe), "sized", lambda self, size: trees[size])
     cli = RecipeParser(recipe, trees["paper"], flags)
-    cli.datamodule.setup("fit")
-    train = cli.datamodule.part("train")
-    make_head(cli.model, cli.datamodule, train)
+    train = prepare(cli)
     flops, activations = scaled(cli.model, recipe, flags, samples=32)
-    batch = cli.datamodule.collate(cli.datamodule.make_samples([Key(int(i), 0) for i in train[:32]]))
     with FlopCounterMode(display=False) as counter:
-        _, _, kept = one_step(cli.model, batch)
+        _, _, kept = one_step(cli.model, batch_of(cli.datamodule, train[:32]))
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.15)
     assert activations == pytest.approx(kept, rel=0.15)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from polyfm.shared.errors import DataError
+from polyfm.shared.errors import DataError, RecipeError
 from polyfm.shared.tokens.tokenizer import END, MASK, PAD, START, TextTokenizer, read_pretrained
 
 TEXTS = [
@@ -84,8 +84,22 @@ def test_the_same_texts_give_the_same_vocabulary() -> None:
     assert TextTokenizer(350).fit(TEXTS).state() == TextTokenizer(350).fit(TEXTS).state()
 
 
+def test_texts_that_come_back_are_not_cut_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(400).fit(TEXTS[:2])
+    monkeypatch.setattr("polyfm.shared.tokens.tokenizer.KEPT", 2)
+    first = [tokenizer.encode(TEXTS, longest) for longest in (0, 7)]
+    assert len(tokenizer._known) == 2
+    again = [tokenizer.encode(TEXTS[::-1], longest)[::-1] for longest in (0, 7)]
+    for before, after in zip(first, again, strict=True):
+        assert [ids.tolist() for ids in before] == [ids.tolist() for ids in after]
+    assert [len(ids) for ids in first[1]] == [7, 7, 7]
+    other = TextTokenizer(300).fit(TEXTS)
+    tokenizer.load(other.state())  # what was kept is of the tokenizer that was
+    assert tokenizer.encode(TEXTS)[0].tolist() == other.encode(TEXTS)[0].tolist()
+
+
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="at least 260"):
+    with pytest.raises(RecipeError, match=r"data.text_vocabulary: expected at least 260, all bytes, not 100"):
         TextTokenizer(100)
     with pytest.raises(DataError, match="has learnt nothing yet"):
         TextTokenizer().encode(["x"])
