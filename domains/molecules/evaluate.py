@@ -210,10 +210,12 @@ def retrieval_panel(
             )
             asked = side(asking, query, f"query; right answer at rank {result.ranks[query]:.0f}")
             body += f'<div class="pair">{asked}<span class="arrow">→</span><div class="cards">{answers}</div></div>'
+    has_properties = any("properties" in name for name in found)
+    undrawn = "Properties have no picture: the molecule that has them is drawn. " if has_properties else ""
     note = (
-        "Each test molecule is looked up by its other modality among all test molecules that have both. Properties "
-        "have no picture: the molecule that has them is drawn. Queries are drawn at random; the right answer has a "
-        f"green frame. Highest mean reciprocal rank: {max(found, key=lambda name: found[name].mrr)}."
+        "Each test molecule is looked up by its other modality among all test molecules that have both. "
+        f"{undrawn}Queries are drawn at random; the right answer has a green frame. "
+        f"Highest mean reciprocal rank: {max(found, key=lambda name: found[name].mrr)}."
     )
     return Panel(title="Retrieval", body=body, note=note, wide=True)
 
