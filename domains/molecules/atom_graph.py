@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("rdkit", "molecules") from error
 
+Answer = TypeVar("Answer")
 _DOUBLE = int(Chem.BondType.DOUBLE)
 _STANDARD_WEIGHT = Chem.GetPeriodicTable().GetAtomicWeight
 
@@ -111,6 +112,7 @@ FIELD_SETS = {
     "full": FieldSet(ATOM_FIELDS, tuple(field for field in BOND_FIELDS if field.name != "direction")),
 }
 """By the name that recipes use."""
+_STEREO = FieldSet((), tuple(field for field in BOND_FIELDS if field.name in ("stereo", "direction")))
 
 
 def field_set(name: str) -> FieldSet:
@@ -161,7 +163,7 @@ def atom_graphs(smiles: Sequence[str], fields: str = "full") -> Graphs:
     molecule = read.molecule
     others = np.flatnonzero(read.unread)
     if len(others):
-        asked = [_ask(_parse(smiles[index], index), chosen) for index in others.tolist()]
+        asked = [_asked(smiles, index, lambda text: _ask(_parse(text), chosen)) for index in others.tolist()]
         numbers, molecule = _insert(numbers, molecule, asked, others)
     graph = _encode(numbers, chosen)
     ends = np.cumsum(np.bincount(molecule, minlength=len(smiles)))
@@ -242,26 +244,38 @@ def _encode(numbers: _Molecules, chosen: FieldSet) -> AtomGraph:
 
 def _bond_stereo(smiles: Sequence[str], read: SmilesGraphs) -> dict[str, Ints]:
     """(E,) stereo and direction of the bonds read; RDKit is asked where the text marks a double bond."""
-    stereo, direction = np.zeros((2, len(read.end)), np.int64)
+    both = np.zeros((2, len(read.end)), np.int64)
     owner = read.molecule[read.end]
+    relevant = read.marked | (read.bonds["type"] == _DOUBLE)
     for index in np.unique(owner[read.marked]).tolist():
-        mol = _parse(smiles[index], index)
-        first_atom = np.searchsorted(read.molecule, index)
         of_molecule = slice(*np.searchsorted(owner, (index, index + 1)))
-        relevant = read.marked[of_molecule] | (read.bonds["type"][of_molecule] == _DOUBLE)
-        for place in (np.flatnonzero(relevant) + of_molecule.start).tolist():
-            bond = mol.GetBondBetweenAtoms(int(read.begin[place] - first_atom), int(read.end[place] - first_atom))
-            stereo[place], direction[place] = int(bond.GetStereo()), int(bond.GetBondDir())
-    return {"stereo": stereo, "direction": direction}
+        both[:, of_molecule] = np.where(relevant[of_molecule], _asked(smiles, index, _stereo_of), 0)
+    return {"stereo": both[0], "direction": both[1]}
 
 
-def _parse(smiles: str, index: int) -> Any:
+# A molecule comes back in every pass, and this is most of what its graph costs; 0.3 kB each.
+@functools.lru_cache(maxsize=100_000)
+def _stereo_of(smiles: str) -> NDArray[np.int8]:
+    """(2, E) RDKit's stereo and direction of each bond, sorted by (end, begin)."""
+    asked = _ask(_parse(smiles), _STEREO)
+    return np.array([asked.bonds["stereo"], asked.bonds["direction"]], dtype=np.int8)
+
+
+def _asked(smiles: Sequence[str], index: int, ask: Callable[[str], Answer]) -> Answer:
+    """What RDKit says of one molecule of a batch."""
+    try:
+        return ask(smiles[index])
+    except DataError as error:
+        error.where = f"molecule {index} of the batch"
+        raise
+
+
+def _parse(smiles: str) -> Any:
     with rdBase.BlockLogs():  # the error below says it
         mol = Chem.MolFromSmiles(smiles)
     if mol is None or mol.GetNumAtoms() == 0:
         raise DataError(
             f"{smiles!r} is not a molecule",
-            where=f"molecule {index} of the batch",
             remedy="Read the file with read_molecules, which sorts such rows out",
         )
     return mol

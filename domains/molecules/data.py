@@ -28,6 +28,7 @@ from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
 from polyfm.domains.molecules.structure_files import columns_of
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
+from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
@@ -38,7 +39,10 @@ from polyfm.shared.data.splits import Splits, column_split, group_split, random_
 from polyfm.shared.errors import DataError, RecipeError, require
 from polyfm.shared.tokens.tokenizer import TextTokenizer
 
-MODALITIES = ("smiles", "properties", "graph", "conformer", "text", "knowledge")
+MODALITIES = (
+    *("smiles", "properties", "descriptors", "fingerprint", "features", "graph", "conformer"),
+    *("text", "words", "knowledge"),
+)
 
 
 class MoleculeDataModule(DataModule):
@@ -52,8 +56,9 @@ class MoleculeDataModule(DataModule):
         split: ``scaffold`` (Bemis-Murcko without chirality, groups by size, ties by sha256), ``random``, or the name of
             a column that holds train, valid or test.
         fractions: Of training, validation and test, for scaffold and random.
-        modalities: What is made of each molecule: smiles, properties, graph, conformer, text, knowledge. A molecule may
-            lack any.
+        modalities: What is made of each molecule: smiles, properties (SPMM's 53), descriptors (all of RDKit's 2-D
+            ones), fingerprint (ECFP4), features (both), graph, conformer, text, words (of the text), knowledge. A
+            molecule may lack any.
         tokenizer: SMILES to ids.
         max_tokens: Longer SMILES are cut there, and counted.
         fields: Which features an atom graph has: ``gin`` or ``full``.
@@ -61,7 +66,8 @@ class MoleculeDataModule(DataModule):
         isomeric: Keep stereochemistry and isotopes in SMILES and graphs.
         hydrogens: Whether conformers have them.
         text: Column of the descriptions; guessed, and announced, if empty.
-        text_vocabulary: Most tokens that the tokenizer of the texts learns; pre-trained weights bring their own.
+        text_vocabulary: Most tokens that the tokenizer of the texts learns, and most words that are told apart;
+            pre-trained weights bring their own tokens.
         max_text_tokens: Longer texts are cut there, and counted.
         entities: Most entities of the knowledge graph, as of the embedder.
         batch_size: Samples in a step, on each process.
@@ -119,6 +125,7 @@ class MoleculeDataModule(DataModule):
         self.tokenizer, self.max_tokens = tokenizer(), max_tokens
         self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens
         self.standardiser = Standardiser()
+        self.vectors = MoleculeVectors(modalities, text_vocabulary)
         self.text, self.max_text_tokens = text, max_text_tokens
         self.text_tokenizer = TextTokenizer(text_vocabulary)
         self.tokenizers = {"text": self.text_tokenizer}
@@ -126,8 +133,12 @@ class MoleculeDataModule(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """See `DataModule.setup`. Neighbours are looked up here, once, not by each process that makes batches."""
+        if self._ready:
+            return
         super().setup(stage)
         if "knowledge" in self.modalities:
+            names, molecules = len(self.knowledge.names), len(self.knowledge.molecules)
+            self.remarks.append(f"the knowledge graph links {molecules:,} molecules of training with {names:,} names")
             _ = self.neighbours
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -170,16 +181,15 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             self.standardiser.fit(self.descriptors[train])
         texts = [None if self.table.text is None else self.table.text[i] for i in train]
+        self.vectors.fit([self.table.smiles[i] for i in train], texts, self.num_workers)
         if "text" in self.modalities:
             self.text_tokenizer.fit(text for text in texts if text is not None)
         if "knowledge" in self.modalities:
             self.knowledge.fit([self.table.smiles[i] for i in train], texts)
-            names, molecules = len(self.knowledge.names), len(self.knowledge.molecules)
-            self.remarks.append(f"the knowledge graph links {molecules:,} molecules of training with {names:,} names")
 
     @property
     def _reads_text(self) -> bool:
-        return not {"text", "knowledge"}.isdisjoint(self.modalities)
+        return not {"text", "words", "knowledge"}.isdisjoint(self.modalities)
 
     @property
     def _roles(self) -> tuple[str, ...]:
@@ -197,6 +207,11 @@ class MoleculeDataModule(DataModule):
         """(n, 53) descriptors of every molecule, own units; from the disk cache where known."""
         with Progress("descriptors") as bar:
             return descriptor_table(self.table.smiles, workers=self.num_workers, progress=bar.update)
+
+    @cached_property
+    def _vector_table(self) -> VectorTable:
+        """Rows of numbers of every molecule."""
+        return self.vectors.make(self.table.smiles, self.table.text, self.num_workers)
 
     def _conformers(self, smiles: list[str], path: str | Path = "", rows: Sequence[int] = ()) -> list[Conformer | None]:
         """Of each molecule, if they are asked for; those of a file that have none are noticed."""
@@ -219,7 +234,7 @@ class MoleculeDataModule(DataModule):
 
     def transforms_state(self) -> dict[str, Any]:
         """See `DataModule.transforms_state`."""
-        state: dict[str, Any] = {"tokenizer": self.tokenizer.state()}
+        state: dict[str, Any] = {"tokenizer": self.tokenizer.state(), **self.vectors.state()}
         if "properties" in self.modalities:
             state["standardiser"] = self.standardiser.state()
         if "text" in self.modalities:
@@ -231,15 +246,17 @@ class MoleculeDataModule(DataModule):
     def load_transforms(self, state: dict[str, Any]) -> None:
         """See `DataModule.load_transforms`."""
         self.tokenizer.load(state["tokenizer"])
-        fitted: dict[str, tuple[str, Any, str]] = {
-            "standardiser": ("properties", self.standardiser, "means and scales of the descriptors"),
-            "text_tokenizer": ("text", self.text_tokenizer, "tokenizer of texts"),
-            "knowledge": ("knowledge", self.knowledge, "knowledge graph"),
+        fitted: dict[str, tuple[set[str], Any, str]] = {
+            "standardiser": ({"properties"}, self.standardiser, "means and scales of the descriptors"),
+            "normal_scores": ({"descriptors", "features"}, self.vectors.scores, "ranks of the 2-D descriptors"),
+            "words": ({"words"}, self.vectors.words, "weights of words"),
+            "text_tokenizer": ({"text"}, self.text_tokenizer, "tokenizer of texts"),
+            "knowledge": ({"knowledge"}, self.knowledge, "knowledge graph"),
         }
-        for name, (modality, transform, what) in fitted.items():
+        for name, (modalities, transform, what) in fitted.items():
             if name in state:
                 transform.load(state[name])
-            elif modality in self.modalities:
+            elif not modalities.isdisjoint(self.modalities):
                 raise DataError(f"the run that this starts from has no {what}")
 
     # Batches --------------------------------------------------------------------------------------------------------
@@ -274,6 +291,7 @@ class MoleculeDataModule(DataModule):
         """See `DataModule.make_samples`."""
         table = self.table
         properties = self.descriptors if "properties" in self.modalities else None
+        vectors = self._vector_table.rows([i for i, _ in keys])
         told = "knowledge" in self.modalities
         return [
             MoleculeSample(
@@ -282,13 +300,14 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
+                vectors=vectors[place],
                 conformer=self.conformers[i],
                 text=None if table.text is None else table.text[i],
                 neighbours=self.neighbours[i] if told else None,
                 facts=self.knowledge.facts(table.smiles[i]) if told else None,
                 targets={"labels": table.targets[i]} if self.targets else {},
             )
-            for i, _ in keys
+            for place, (i, _) in enumerate(keys)
         ]
 
     def samples_from(self, items: Any, **reading: Any) -> list[MoleculeSample]:
@@ -332,6 +351,7 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
                 properties = list(descriptor_table(smiles, progress=bar.update))
+        vectors = self.vectors.make(smiles, texts).rows(range(len(smiles)))
         nothing = [None] * len(smiles)
         neighbours = self.knowledge.neighbours(smiles) if "knowledge" in self.modalities else nothing
         return [
@@ -341,13 +361,14 @@ class MoleculeDataModule(DataModule):
                 row=row,
                 smiles=text,
                 properties=values,
+                vectors=numbers,
                 conformer=conformer,
                 text=said,
                 neighbours=near,
                 targets={},
             )
-            for id, row, text, values, conformer, said, near in zip(
-                ids, rows, smiles, properties, conformers, texts or nothing, neighbours, strict=True
+            for id, row, text, values, numbers, conformer, said, near in zip(
+                ids, rows, smiles, properties, vectors, conformers, texts or nothing, neighbours, strict=True
             )
         ]
 
@@ -384,6 +405,8 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             rows = [None if s.properties is None else self.standardiser.apply(s.properties) for s in samples]
             modalities["properties"] = stack_values(rows, len(DESCRIPTORS))
+        for name, columns in self.vectors.columns.items():
+            modalities[name] = stack_values([sample.vectors.get(name) for sample in samples], columns)
         if "graph" in self.modalities:
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)

@@ -1,4 +1,4 @@
-"""Molecules to tokens: SMILES, 53 descriptors, atom graph, atoms in space."""
+"""Molecules to tokens: SMILES, descriptors, fingerprint, atom graph, atoms in space."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from polyfm.domains.molecules.atom_graph import field_set
 from polyfm.domains.molecules.conformers import TYPES, ConformerBatch
-from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.descriptors import DESCRIPTORS, DESCRIPTORS_2D
+from polyfm.domains.molecules.vectors import FINGERPRINT
 from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.graph import GraphTokens
 from polyfm.shared.tokens.positions import AbsolutePositions, Positions
-from polyfm.shared.tokens.table import ValueTokens
+from polyfm.shared.tokens.table import ValueTokens, VectorToken
 from polyfm.shared.tokens.text import TextTokens
 from polyfm.shared.tokens.tokens import Pairs, Tokens
 
@@ -53,6 +54,59 @@ class PropertyVector(ValueTokens):
 
     def __init__(self, width: int, dropout: float = 0.1) -> None:
         super().__init__(width, columns=len(DESCRIPTORS), dropout=dropout)
+
+
+class DescriptorVector(VectorToken):
+    """All of RDKit's 2-D descriptors as one token.
+
+    Args:
+        width: D.
+        hidden: Inner width; 0 for D.
+        dropout: On the row, and on what is inside.
+    """
+
+    def __init__(self, width: int, hidden: int = 0, dropout: float = 0.1) -> None:
+        super().__init__(width, len(DESCRIPTORS_2D), hidden, dropout)
+
+
+class FingerprintVector(VectorToken):
+    """An ECFP4 fingerprint as one token.
+
+    Args:
+        width: D.
+        hidden: Inner width; 0 for D.
+        dropout: On the row, and on what is inside.
+    """
+
+    def __init__(self, width: int, hidden: int = 0, dropout: float = 0.1) -> None:
+        super().__init__(width, FINGERPRINT, hidden, dropout)
+
+
+class FeatureVector(VectorToken):
+    """An ECFP4 fingerprint and all of RDKit's 2-D descriptors as one token.
+
+    Args:
+        width: D.
+        hidden: Inner width; 0 for D.
+        dropout: On the row, and on what is inside.
+    """
+
+    def __init__(self, width: int, hidden: int = 0, dropout: float = 0.1) -> None:
+        super().__init__(width, FINGERPRINT + len(DESCRIPTORS_2D), hidden, dropout)
+
+
+class WordVector(VectorToken):
+    """The words of a description as one token.
+
+    Args:
+        width: D.
+        vocabulary: V, as the data module's ``text_vocabulary``.
+        hidden: Inner width; 0 for D.
+        dropout: On the row, and on what is inside.
+    """
+
+    def __init__(self, width: int, vocabulary: int = 4000, hidden: int = 0, dropout: float = 0.1) -> None:
+        super().__init__(width, vocabulary, hidden, dropout)
 
 
 class AtomTokens(GraphTokens):

@@ -18,8 +18,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from polyfm.domains.molecules.baselines import fingerprints, tanimoto
+from polyfm.domains.molecules.baselines import tanimoto
 from polyfm.domains.molecules.phrases import read_links
+from polyfm.domains.molecules.vectors import fingerprints
 from polyfm.shared.errors import DataError
 
 NEAREST = 8

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyfm.domains.molecules.baselines import fingerprints, tanimoto
+from polyfm.domains.molecules.baselines import tanimoto
 from polyfm.domains.molecules.canonical import Canonical, Canonicaliser
 from polyfm.domains.molecules.reaction_data import ReactionDataModule
 from polyfm.domains.molecules.reactions import Reaction
 from polyfm.domains.molecules.render import card
 from polyfm.domains.molecules.sample import ReactionSample
 from polyfm.domains.molecules.transforms import CLS, SEP
+from polyfm.domains.molecules.vectors import fingerprints
 from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.data.progress import Progress

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +24,8 @@ class MoleculeSample(Carrier):
     """Canonical SMILES."""
     properties: NDArray[np.float64] | None = None
     """(53,) RDKit descriptors in the order and the units of `descriptors.DESCRIPTORS`, NaN where not computable."""
+    vectors: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    """Rows of numbers by modality (`MoleculeVectors`), those that it has; NaN where not computable."""
     text: str | None = None
     """Description in natural language."""
     neighbours: NDArray[np.int64] | None = None

@@ -1,4 +1,4 @@
-"""SMILES to token ids, descriptors to z-scores. Fitted on the training part, kept as primitives."""
+"""SMILES to token ids, descriptors to z-scores or normal scores. Fitted on the training part, kept as primitives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 
 from polyfm.shared.errors import require
 
@@ -245,3 +246,117 @@ class Standardiser:
             state: As made by `state`.
         """
         self.mean, self.scale = np.array(state["mean"]), np.array(state["scale"])
+
+
+class NormalScores:
+    """Each column to the quantiles of a normal distribution, by ranks in the training part; unknown stays unknown.
+
+    z = Φ⁻¹(mid-rank), linear between the values that were seen. Descriptors are counts with long tails: z-scores of
+    them leave most molecules at one place and a few far out. A value that most molecules share lies near 0, not at the
+    end of the scale where a quantile transform without mid-ranks would put it (most counts are 0).
+
+    Args:
+        knots: Most values per column that are kept.
+
+    Attributes:
+        values: For each of P columns, what was seen, ascending.
+        scores: For each of P columns, z of those.
+    """
+
+    def __init__(self, knots: int = 128) -> None:
+        self.knots = knots
+        self.values: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+
+    def fit(self, table: np.ndarray) -> Self:
+        """Learn the ranks.
+
+        Args:
+            table: (n, P), own units, NaN where unknown.
+        """
+        self.values, self.scores = [], []
+        for column in table.T:
+            values, counts = np.unique(column[~np.isnan(column)], return_counts=True)
+            ranks = (counts.cumsum() - counts / 2) / max(counts.sum(), 1)
+            kept = np.unique(np.linspace(0, len(values) - 1, min(self.knots, len(values))).round().astype(int))
+            self.values.append(values[kept])
+            self.scores.append(torch.special.ndtri(torch.from_numpy(ranks[kept])).numpy())
+        return self
+
+    def apply(self, table: np.ndarray) -> np.ndarray:
+        """To normal scores; beyond what was seen they stay at the ends. 0 where a column was never known in training.
+
+        Args:
+            table: (n, P) or (P,), own units.
+        """
+        scores = np.empty(table.shape, dtype=np.float32)
+        for i, (values, known) in enumerate(zip(self.values, self.scores, strict=True)):
+            seen = np.interp(table[..., i], values, known) if len(values) else 0.0
+            scores[..., i] = np.where(np.isnan(table[..., i]), np.nan, seen)
+        return scores
+
+    def state(self) -> dict[str, list[list[float]]]:
+        """Numbers only."""
+        return {"values": [v.tolist() for v in self.values], "scores": [z.tolist() for z in self.scores]}
+
+    def load(self, state: dict[str, list[list[float]]]) -> None:
+        """Take over.
+
+        Args:
+            state: As made by `state`.
+        """
+        self.values, self.scores = ([np.array(row) for row in state[name]] for name in ("values", "scores"))
+
+
+class Words:
+    """TF-IDF of words, with logarithmic counts, of unit length; fitted on the training part.
+
+    Args:
+        limit: V, most words; the rarest are left out, and with them what occurs in one text only.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.words: list[str] = []
+        self.weights: list[float] = []
+
+    def _vectoriser(self, **known: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer(sublinear_tf=True, **known)
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Learn words and their weights.
+
+        Args:
+            texts: Of the training part.
+        """
+        made = self._vectoriser(max_features=self.limit, min_df=min(2, len(texts))).fit(texts)
+        self.words, self.weights = made.get_feature_names_out().tolist(), made.idf_.tolist()
+        return self
+
+    def apply(self, texts: Sequence[str]) -> Any:
+        """(n, V) sparse; columns without a word are 0.
+
+        Args:
+            texts: n.
+        """
+        from scipy.sparse import csr_array
+
+        made = self._vectoriser(vocabulary=self.words)
+        made.idf_ = np.array(self.weights)
+        found = csr_array(made.transform(texts))
+        found.resize((len(texts), self.limit))
+        return found
+
+    def state(self) -> dict[str, list[Any]]:
+        """Words and numbers."""
+        return {"words": self.words, "weights": self.weights}
+
+    def load(self, state: dict[str, list[Any]]) -> None:
+        """Take over.
+
+        Args:
+            state: As made by `state`.
+        """
+        self.words, self.weights = list(state["words"]), list(state["weights"])

@@ -148,7 +148,7 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
 
     Args:
         init_from: Folder of the pre-trained run, or of a checkpoint that transformers wrote.
-        tree: The recipe's; of its encoders those stay that the run has, in pre-training the others, too.
+        tree: The recipe's; encoders that the run has none of stay as they are.
     """
     from polyfm.shared.deployment.inference import data_of
     from polyfm.shared.training.init_from import InitFrom, Pretrained
@@ -176,7 +176,9 @@ def start_from(init_from: str | Path | InitFrom, tree: dict[str, Any]) -> dict[s
     other = [name for name, encoder in common.items() if _extent(encoder) != _extent(tree["model"]["encoders"][name])]
     if other:
         print(f"of the size of {source.path}, whatever --size says: {', '.join(other)}")
-    own = tree["model"]["encoders"] if tree["task"] == "pretrain" else {}  # its objectives name all of them
+    if fresh := [name for name in tree["model"]["encoders"] if name not in available]:
+        print(f"not in {source.path}, so from scratch: {', '.join(fresh)}")
+    own = tree["model"]["encoders"]
     started = copy.deepcopy({**tree, "model": {**tree["model"], "encoders": {**own, **common}}})
     base = data_of(source.path)
     if ours := {kind.__name__: kind for kind in (base, *base.__subclasses__())}.get(tree["data"]["class_path"]):
@@ -286,14 +288,7 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
         kinds = [kind.__qualname__ for kind in type(cli.datamodule).__mro__]  # its own, or that of a base
         state = next((content[name] for name in kinds if name in content), None)
         if state is not None:
-            try:
-                cli.datamodule.load_state_dict(state)
-            except (LookupError, TypeError, ValueError) as error:
-                raise UsageError(
-                    "what this run knows of its data (tokens, means) does not go into the parts of this recipe",
-                    where=source.path,
-                    remedy="Leave out options that choose other parts, such as --data.tokenizer",
-                ) from error
+            cli.datamodule.take_over(state)
         parts = {
             **{f"encoders.{name}": encoder for name, encoder in encoders.items()},
             "fusion": cli.model.model.fusion,

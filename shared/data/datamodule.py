@@ -21,7 +21,7 @@ from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.manifest import Notices, Quarantine
 from polyfm.shared.data.sampler import BatchSampler, Key, process_group
 from polyfm.shared.data.splits import Splits
-from polyfm.shared.errors import DataError, require
+from polyfm.shared.errors import DataError, UsageError, require
 
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 """Signals that ask a run to stop."""
@@ -114,6 +114,7 @@ class DataModule(L.LightningDataModule):
         """What was read last: ``path``, or a file of new items."""
         self._ready = False
         self._fitted = False
+        self._taken_over: dict[str, Any] = {}
         self._parts: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,6 +231,8 @@ class DataModule(L.LightningDataModule):
             )
         if not self._fitted:
             self.fit_transforms(self._parts["train"])
+            if self._taken_over:
+                self._load(self._taken_over)
             self._fitted = True
         self.lengths()  # what it remarks on, items that are cut, belongs into the summary
         self._ready = True
@@ -264,6 +267,26 @@ class DataModule(L.LightningDataModule):
         if "transforms" in state_dict:
             self.load_transforms(state_dict["transforms"])
             self._fitted = True
+
+    def take_over(self, state_dict: dict[str, Any]) -> None:
+        """Start from another run's transforms; what it has none for is fitted to the training part.
+
+        Args:
+            state_dict: Of that run, as made by `state_dict`.
+        """
+        self._taken_over = dict(state_dict.get("transforms", {}))
+
+    def _load(self, transforms: dict[str, Any]) -> None:
+        """Transforms of another run in the place of those just fitted."""
+        try:
+            self.load_transforms({**self.transforms_state(), **transforms})
+        except (LookupError, TypeError, ValueError) as error:
+            raise UsageError(
+                "what the run that this starts from knows of its data (tokens, means) does not go into the parts of "
+                "this recipe",
+                where="--init_from",
+                remedy="Leave out options that choose other parts, such as --data.tokenizer",
+            ) from error
 
     def loader(self, part: str, *, shuffle: bool, dealt: bool = False) -> StatefulDataLoader:
         """Batches of a part.

@@ -43,3 +43,42 @@ def bootstrap(
         return None
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired(
+    metric: Callable[[np.ndarray, np.ndarray], float | None],
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    values: np.ndarray,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float] | None:
+    """How much the metric of one method is above another's, with its 95 % interval over resampled items.
+
+    Both are measured on the same items in each resample, so that what makes an item hard for both cancels out. Runs of
+    several seeds count as one method: their metrics are averaged.
+
+    Args:
+        metric: From predictions and labels to a number, or None where it is undefined.
+        ours: (seeds, n, outputs).
+        theirs: (seeds, n, outputs); of as many seeds as there are.
+        values: (n, tasks).
+        resamples: Drawn.
+        seed: Of the draws.
+
+    Returns:
+        The difference on all items, low and high end; None as in `bootstrap`.
+    """
+    owner = np.repeat([1.0 / len(ours), -1.0 / len(theirs)], [len(ours), len(theirs)])
+    stack = np.moveaxis(np.concatenate([ours, theirs]), 0, 1)  # resampled by item: (n, seeds of both, outputs)
+
+    def difference(predictions: np.ndarray, labels: np.ndarray) -> float | None:
+        found = [metric(one, labels) for one in np.moveaxis(predictions, 1, 0)]
+        return None if None in found else float(owner @ np.array(found, dtype=float))
+
+    whole, interval = (
+        difference(stack, values),
+        bootstrap(difference, stack, values, resamples=resamples, seed=seed),
+    )
+    return None if whole is None or interval is None else (whole, *interval)

@@ -46,6 +46,10 @@ PARAMETERS = {
     + 1 + (2 * D * 2 + 2) + (D * D + D + NORM + 300) + (D * D + D + NORM + D + 1),
     # SPMM's lower 6 layers of SMILES; the head is made when the labels are known. No paper of its own.
     "molecules/property": SMILES,
+    # The same; 217 descriptors and 2,048 bits, each through two layers. No paper of its own.
+    "molecules/property_views": SMILES + (217 * D + D) + (2048 * D + D) + 2 * (NORM + D * D + D),
+    # 8,000 words and 2,265 features through two layers and a projection, the temperature. No paper of its own.
+    "molecules/words_features": (8000 + 2265 + 2) * 512 + 2 * (2 * 512 + 512 * 512 + 512) + 2 * (512 * 256 + 256) + 1,
     # Luo et al. publish no count that was found. The temperature, the matching head on the text's side, the token head tied
     # to the table, the translations.
     "molecules/molfm": GRAPH + TEXT + KNOWLEDGE + 2 * PROJECTION + 6 * CROSS_LAYER

@@ -9,17 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from rdkit import Chem
-from rdkit.Chem import AllChem, Descriptors
+from rdkit.Chem import AllChem
 
 from polyfm.domains.molecules import baselines as module
 from polyfm.domains.molecules.baselines import (
     baselines,
-    descriptors_2d,
-    fingerprints,
     nearest_structures,
     nearest_texts,
     text_vectors,
 )
+from polyfm.domains.molecules.vectors import fingerprints
 from polyfm.shared.training.targets.kinds import fit_target
 
 NAN = float("nan")
@@ -89,10 +88,30 @@ def test_other_rows_are_answered_too_by_a_method_trained_once(
     values = table[["active"]].to_numpy(dtype=float)
     train, valid, test = np.arange(50), np.arange(50, 60), np.arange(60, 80)
     target = fit_target("binary", ["active"], values[train], [])
-    for name, method in baselines(table["smiles"].tolist(), values, train, test, target, seed=0).items():
+    for name, method in baselines(table["smiles"].tolist(), values, train, test, target, seed=17).items():
         assert method(valid).shape == (10, 1)
         np.testing.assert_array_equal(method(), method(test), err_msg=name)
     assert len(made) == 2  # one per forest
+
+
+def test_the_same_question_is_answered_from_disk_and_another_one_is_not(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[object] = []
+    fit = module._fit
+    monkeypatch.setattr(module, "_fit", lambda *words: fitted.append(words) or fit(*words))
+    values = table[["activity"]].to_numpy(dtype=float)
+    first, again = (run(table, "regression", ["activity"], values=values + 0.25)[0] for _ in range(2))
+    assert len(fitted) == 3
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    changed = values + 0.25
+    changed[7] += 1
+    run(table, "regression", ["activity"], values=changed)
+    assert len(fitted) == 6
+    monkeypatch.setattr(module, "TREES", 31)
+    run(table, "regression", ["activity"], values=values + 0.25)
+    assert len(fitted) == 9
 
 
 def test_test_labels_are_never_seen(table: pd.DataFrame) -> None:
@@ -113,14 +132,6 @@ def test_fingerprints_are_ecfp4(table: pd.DataFrame) -> None:
     found = fingerprints(smiles)
     found = found.toarray() if hasattr(found, "toarray") else found
     np.testing.assert_array_equal(found, expected)
-
-
-def test_descriptors_are_all_of_rdkit_s_and_infinities_are_unknown() -> None:
-    found = descriptors_2d(["CCO", "[Na+].[Cl-]"])
-    assert found.shape == (2, len(Descriptors._descList))
-    own = Descriptors.CalcMolDescriptors(Chem.MolFromSmiles("CCO"))
-    np.testing.assert_allclose(found[0], [np.nan if abs(v) >= 1e9 else v for v in own.values()])
-    assert not np.isinf(found).any()
 
 
 def test_counts_of_substructures_are_rdkit_s() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rdkit import Chem
+from rdkit.Chem import Descriptors
 
 from polyfm.domains.molecules.data import MoleculeDataModule
-from polyfm.domains.molecules.descriptors import DESCRIPTORS
+from polyfm.domains.molecules.descriptors import DESCRIPTORS, DESCRIPTORS_2D
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.synthetic import KINDS, write_synthetic
 from polyfm.domains.molecules.transforms import SEP, BpeTokenizer
+from polyfm.domains.molecules.vectors import fingerprints
 from polyfm.shared.data.sampler import Key
-from polyfm.shared.errors import DataError, RecipeError
+from polyfm.shared.errors import DataError, RecipeError, UsageError
 
 ALL = ["smiles", "properties", "graph"]
 
@@ -116,7 +120,8 @@ class TestReading:
 
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
         with pytest.raises(
-            RecipeError, match="no modality 'smile'. Choose from: smiles, properties, graph, conformer, text, knowledge"
+            RecipeError,
+            match="no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph, conformer",
         ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):
@@ -353,3 +358,88 @@ class TestTexts:
         data = module(molecules, modalities=self.MODALITIES, text_vocabulary=400)
         texts = [len(ids) for ids in data.text_tokenizer.encode(data.table.text or [])]  # type: ignore[arg-type]
         assert (data.lengths() == np.maximum(module(molecules).lengths(), np.minimum(texts, 128))).all()
+
+
+class TestVectors:
+    """Rows of numbers for whole molecules and texts."""
+
+    MODALITIES = ("smiles", "descriptors", "fingerprint", "features", "words")
+
+    def data(self, path: Path, **settings: Any) -> MoleculeDataModule:
+        return module(path, modalities=list(self.MODALITIES), text_vocabulary=300, **settings)
+
+    def test_rows_are_those_of_rdkit_whichever_way_they_come(self, molecules: Path) -> None:
+        data = self.data(molecules)
+        batch = batch_of(data)
+        counts = np.log1p(fingerprints(data.table.smiles[:6], counts=True))
+        np.testing.assert_allclose(batch["fingerprint"].values.numpy(), counts, rtol=1e-6)
+        weights = [Descriptors.MolWt(Chem.MolFromSmiles(text)) for text in data.table.smiles[:6]]
+        ranked = batch["descriptors"].values[:, DESCRIPTORS_2D.index("MolWt")].numpy()
+        assert (np.argsort(ranked, kind="stable") == np.argsort(weights, kind="stable")).all()
+        both = torch.cat([batch["fingerprint"].values, batch["descriptors"].values], 1)
+        assert torch.equal(batch["features"].values, both)
+        for items in (data.make_samples([Key(i, 0) for i in range(6)]), molecules):
+            again = data.collate(data.samples_from(items)[:6])
+            for name in self.MODALITIES[1:]:
+                assert torch.equal(again[name].values, batch[name].values), name
+                assert torch.equal(again[name].known, batch[name].known), name
+
+    def test_words_are_those_of_the_training_part_and_a_molecule_may_lack_them(
+        self, molecules: Path, tmp_path: Path
+    ) -> None:
+        table = pd.read_csv(molecules)
+        table.loc[3, "description"] = None
+        table.to_csv(tmp_path / "some.csv", index=False)
+        data = self.data(tmp_path / "some.csv", split="random")
+        train = [data.table.text[i] or "" for i in data.part("train")]  # type: ignore[index]
+        known = set(data.vectors.words.words)
+        assert known <= {word for text in train for word in re.findall(r"\b\w\w+\b", text.lower())}
+        samples = data.make_samples([Key(i, 0) for i in range(len(data.table))])
+        lacking = [i for i, text in enumerate(data.table.text or []) if text is None]
+        assert [i for i, sample in enumerate(samples) if "words" not in sample.vectors] == lacking
+        assert len(lacking) == 1
+        rows = data.collate(samples)["words"]
+        assert rows.values.shape == (len(samples) - 1, 300)
+        np.testing.assert_allclose(rows.values.norm(dim=1).numpy(), 1, rtol=1e-5)
+
+    def test_undefined_descriptors_are_marked(self, molecules: Path) -> None:
+        data = self.data(molecules)
+        data._vector_table.parts["descriptors"][0, 3] = np.nan
+        batch = batch_of(data)
+        assert not batch["descriptors"].known[0, 3]
+        assert not batch["features"].known[0, -len(DESCRIPTORS_2D) + 3]
+        assert batch["descriptors"].known[1:].all()
+
+    def test_what_was_learnt_goes_along_with_a_run(self, molecules: Path, tmp_path: Path) -> None:
+        first = self.data(molecules)
+        torch.save(first.state_dict(), tmp_path / "state")
+        state = torch.load(tmp_path / "state", weights_only=True)  # noqa: TID251
+        second = MoleculeDataModule(
+            str(molecules), modalities=list(self.MODALITIES), text_vocabulary=300, split="random"
+        )
+        second.load_state_dict(state)
+        second.setup()
+        assert second.state_dict() == first.state_dict()
+        for lacking, what in (("normal_scores", "ranks of the 2-D descriptors"), ("words", "weights of words")):
+            rest = {name: value for name, value in state["transforms"].items() if name != lacking}
+            third = MoleculeDataModule(str(molecules), modalities=list(self.MODALITIES))
+            with pytest.raises(DataError, match=f"the run that this starts from has no {what}"):
+                third.load_state_dict({"transforms": rest})
+
+    def test_a_run_that_knew_no_descriptors_gives_its_tokens_and_the_rest_is_fitted(self, molecules: Path) -> None:
+        other = module(molecules, tokenizer=BpeTokenizer)
+        data = MoleculeDataModule(
+            str(molecules), modalities=["smiles", "descriptors"], tokenizer=BpeTokenizer, split="random"
+        )
+        data.take_over(other.state_dict())
+        data.setup()
+        state, own = data.state_dict()["transforms"], other.state_dict()["transforms"]
+        assert state["tokenizer"] == own["tokenizer"]
+        alone = module(molecules, modalities=["descriptors"], split="random")
+        assert state["normal_scores"] == alone.vectors.scores.state()
+
+    def test_what_does_not_go_into_these_parts_is_said(self, molecules: Path) -> None:
+        data = MoleculeDataModule(str(molecules))
+        data.take_over({"transforms": {"tokenizer": {"letters": "none"}}})
+        with pytest.raises(UsageError, match="does not go into the parts of this recipe"):
+            data.setup()

@@ -12,7 +12,13 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from polyfm.domains.molecules import descriptors as module
-from polyfm.domains.molecules.descriptors import DESCRIPTORS, descriptor_table, descriptors
+from polyfm.domains.molecules.descriptors import (
+    DESCRIPTORS,
+    DESCRIPTORS_2D,
+    descriptor_table,
+    descriptor_table_2d,
+    descriptors,
+)
 from polyfm.domains.molecules.read import read_molecules
 from polyfm.domains.molecules.synthetic import synthetic_molecules
 from polyfm.shared.errors import DataError
@@ -175,3 +181,15 @@ def test_real_molecules_are_bit_equal_to_rdkit(name: str) -> None:
     path = Path(os.environ["POLYFM_DATA"]) / "molecules" / name
     for smiles in random.Random(0).sample(read_molecules(path, limit=4000).smiles, 150):
         assert_bit_equal(smiles)
+
+
+def test_all_2d_descriptors_are_rdkit_s_and_what_is_infinite_or_absurd_is_unknown() -> None:
+    found = descriptor_table_2d(["CCO", "[Na+].[Cl-]", "CCO"])
+    assert found.shape == (3, len(DESCRIPTORS_2D))
+    own = Descriptors.CalcMolDescriptors(Chem.MolFromSmiles("CCO"))
+    assert list(own) == list(DESCRIPTORS_2D)
+    expected = [np.nan if not abs(value) < 1e9 else value for value in own.values()]
+    np.testing.assert_allclose(found[0], expected)
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.isinf(found).any()
+    np.testing.assert_array_equal(descriptor_table_2d(["CCO"])[0], found[0])  # from the cache, unknown ones, too

@@ -22,9 +22,11 @@ from polyfm.domains.molecules.transforms import (
     SEP,
     SPECIALS,
     BpeTokenizer,
+    NormalScores,
     RegexTokenizer,
     SmilesTokenizer,
     Standardiser,
+    Words,
 )
 from polyfm.shared.errors import RecipeError
 
@@ -153,6 +155,65 @@ class TestStandardiser:
         first, again = Standardiser().fit(self.TABLE), Standardiser()
         again.load(json.loads(json.dumps(first.state())))
         np.testing.assert_array_equal(again.apply(self.TABLE), first.apply(self.TABLE))
+
+
+class TestNormalScores:
+    def test_scores_by_hand(self) -> None:
+        """Of 1, 2, 2, 4 the mid-ranks are 1/8, 1/2, 7/8; a cell between two values lies between their scores."""
+        scores = NormalScores().fit(np.array([[1.0], [2.0], [2.0], [4.0], [np.nan]]))
+        end = 1.150349  # the normal quantile of 7/8
+        found = scores.apply(np.array([[1.0], [2.0], [3.0], [4.0], [99.0], [-99.0], [np.nan]]))[:, 0]
+        np.testing.assert_allclose(found, [-end, 0, end / 2, end, end, -end, np.nan], atol=1e-5)
+        assert found.dtype == np.float32
+
+    def test_what_most_share_lies_near_the_middle(self) -> None:
+        counts = np.array([[0.0]] * 98 + [[1.0]] * 2)
+        found = NormalScores().fit(counts).apply(np.array([[0.0], [1.0]]))[:, 0]
+        assert -0.1 < found[0] < 0
+        assert found[1] > 2
+
+    def test_a_column_never_known_is_zero_and_a_constant_one_too(self) -> None:
+        scores = NormalScores().fit(np.array([[np.nan, 7.0], [np.nan, 7.0]]))
+        assert scores.apply(np.array([[3.0, 7.0]])).tolist() == [[0.0, 0.0]]
+
+    def test_few_knots_are_near_to_all_of_them(self) -> None:
+        table = np.random.default_rng(0).lognormal(size=(5000, 1))
+        few, all_of_them = NormalScores(128).fit(table), NormalScores(10_000).fit(table)
+        assert len(few.values[0]) == 128
+        assert np.abs(few.apply(table) - all_of_them.apply(table)).max() < 0.5  # in the tail
+        assert np.abs(few.apply(table) - all_of_them.apply(table)).mean() < 0.01
+
+    @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
+    def test_order_is_kept(self, cells: list[float]) -> None:
+        table = np.array(cells)[:, None]
+        found = NormalScores().fit(table).apply(np.sort(table, axis=0))[:, 0]
+        assert (np.diff(found) >= 0).all()
+
+    def test_numbers_go_through_json(self) -> None:
+        table = np.random.default_rng(0).standard_normal((40, 3))
+        first, again = NormalScores().fit(table), NormalScores()
+        again.load(json.loads(json.dumps(first.state())))
+        np.testing.assert_array_equal(again.apply(table), first.apply(table))
+        np.testing.assert_array_equal(first.apply(table[3]), first.apply(table)[3])
+
+
+class TestWords:
+    TEXTS = ("an acid and an ester", "an acid", "a ketone acid")
+
+    def test_weights_by_hand(self) -> None:
+        """Of three texts acid is in all and an in two, so ln(4/4) + 1 and ln(4/3) + 1; the others are in one only."""
+        found = Words(5).fit(self.TEXTS).apply(["an an acid", "ester", ""]).toarray()
+        acid, an = 1.0, np.log(4 / 3) + 1
+        row = np.array([acid, an * (1 + np.log(2)), 0, 0, 0])
+        np.testing.assert_allclose(found, [row / np.linalg.norm(row), np.zeros(5), np.zeros(5)])
+
+    def test_the_rarest_are_left_out(self) -> None:
+        assert Words(1).fit(self.TEXTS).words == ["acid"]
+
+    def test_words_go_through_json(self) -> None:
+        first, again = Words(5).fit(self.TEXTS), Words(5)
+        again.load(json.loads(json.dumps(first.state())))
+        np.testing.assert_array_equal(again.apply(self.TEXTS).toarray(), first.apply(self.TEXTS).toarray())
 
 
 def test_base_says_what_is_missing() -> None:
