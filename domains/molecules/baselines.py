@@ -102,9 +102,9 @@ def baselines(
 ) -> dict[str, Callable[..., np.ndarray]]:
     """Each baseline by name; trained when it is first called, unless it answered the same question before.
 
-    Whoever tunes a model runs it many times on one split: answers are kept on disk. Called, it returns (n_test, outputs)
-    in the form of ``target.decode``; called with indices of rows (validation, to choose thresholds on), the same of
-    those.
+    Whoever tunes a model runs it many times on one split: answers are kept on disk. Called, each returns (n_test,
+    outputs) in the form of ``target.decode``; called with indices of rows (validation, to choose thresholds on), the
+    same of those.
 
     Args:
         smiles: Canonical, all rows.
