@@ -1,0 +1,1 @@
+"""Single cells: counts of genes, annotations, texts and surface proteins, from file to report."""
