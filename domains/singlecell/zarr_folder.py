@@ -33,8 +33,11 @@ MAX_VALUES = 1 << 48
 
 METADATA_2 = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 METADATA_3 = "zarr.json"
-CODECS_2 = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "fletcher32", "vlen-utf8", "vlen-bytes", "vlen-array", "packbits", "fixedscaleoffset"})  # fmt: skip
-CODECS_3 = frozenset({"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed", "vlen-utf8", "vlen-bytes"})  # fmt: skip
+CODECS_2 = frozenset(
+    "blosc zstd gzip zlib lz4 bz2 lzma shuffle delta crc32 fletcher32 packbits fixedscaleoffset "
+    "vlen-utf8 vlen-bytes vlen-array".split()
+)
+CODECS_3 = frozenset("bytes transpose blosc gzip zstd crc32c sharding_indexed vlen-utf8 vlen-bytes".split())
 _TYPES_3 = re.compile(
     r"bool|string|bytes|variable_length_bytes|(u?int|float|complex)\d+|r\d+|numpy\.\w+|(fixed|null)_\w+"
 )
