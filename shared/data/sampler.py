@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,73 @@ class Key(NamedTuple):
     """Which pass: random transforms are drawn from (seed, epoch, sample), never from a global state."""
 
 
-class BatchSampler:
+class Passes:
+    """Base of samplers: where a pass starts, and where to go on after a stop.
+
+    A sampler says how many batches an epoch has and which they are, as a pure function of (seed, epoch, rank); the rest
+    is the same for all.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = self.position = 0
+        self._next = (0, 0)
+        """Epoch and position at which the next pass starts."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch, the same in every epoch and on every process."""
+
+    @abstractmethod
+    def batches_from(self, epoch: int, position: int) -> Iterable[np.ndarray]:
+        """This rank's batches, indices of samples.
+
+        Args:
+            epoch: Which pass.
+            position: Of the first batch that is wanted.
+        """
+
+    @property
+    def sampler(self) -> Passes:
+        """Where Lightning looks for `set_epoch`, which it calls ahead of every pass."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass, unless it is the one that a loaded state continues.
+
+        Args:
+            epoch: Which.
+        """
+        if epoch != self._next[0]:
+            self._next = (epoch, 0)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # Where this pass starts is settled now: workers fetch ahead of what is trained on, and draw when they like.
+        return self._pass(*self._next)
+
+    def _pass(self, epoch: int, position: int) -> Iterator[list[Key]]:
+        for done, batch in enumerate(self.batches_from(epoch, position), start=position + 1):
+            self.epoch, self.position, self._next = epoch, done, (epoch + 1, 0)
+            yield [Key(index, epoch) for index in batch.tolist()]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch starts."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue there.
+
+        Args:
+            state: As made by `state_dict`; of a pass that is over, also before its last batch, it is the start of the
+                next.
+        """
+        epoch, position = state["epoch"], state["position"]
+        if position >= len(self):
+            epoch, position = epoch + 1, 0
+        self._next = max((epoch, position), (self._next[0], 0))
+        self.epoch, self.position = self._next
+
+
+class BatchSampler(Passes):
     """Batches of sample indices. Every epoch has the same number of batches, on every process.
 
     Shuffled (training), samples of near length share a batch: each pool of ``pool`` batches is drawn at random, sorted
@@ -56,9 +123,7 @@ class BatchSampler:
         self.lengths = np.asarray(lengths)
         self.batch_size, self.token_budget, self.shuffle, self.seed = batch_size, token_budget, shuffle, seed
         self.rank, self.world, self.pool = rank, world, pool
-        self.epoch = self.position = 0
-        self._next = (0, 0)
-        """Epoch and position at which the next pass starts."""
+        super().__init__()
         self._plan: tuple[int, list[np.ndarray]] = (-1, [])
         self._count = len(self._cut_epoch(0)) // world * world if len(self.lengths) >= world else 0
         if not self._count:
@@ -80,6 +145,10 @@ class BatchSampler:
                 _halve_largest(batches)
             self._plan = (epoch, batches[self.rank :: self.world])
         return self._plan[1]
+
+    def batches_from(self, epoch: int, position: int) -> list[np.ndarray]:
+        """See `Passes.batches_from`."""
+        return self.batches(epoch)[position:]
 
     def _cut_epoch(self, epoch: int) -> list[np.ndarray]:
         n = len(self.lengths)
@@ -118,46 +187,6 @@ class BatchSampler:
 
     def __len__(self) -> int:
         return self._count // self.world
-
-    @property
-    def sampler(self) -> BatchSampler:
-        """Where Lightning looks for `set_epoch`, which it calls ahead of every pass."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next pass, unless it is the one that a loaded state continues.
-
-        Args:
-            epoch: Which.
-        """
-        if epoch != self._next[0]:
-            self._next = (epoch, 0)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        # Where this pass starts is settled now: workers fetch ahead of what is trained on, and draw when they like.
-        return self._pass(*self._next)
-
-    def _pass(self, epoch: int, position: int) -> Iterator[list[Key]]:
-        for done, batch in enumerate(self.batches(epoch)[position:], start=position + 1):
-            self.epoch, self.position, self._next = epoch, done, (epoch + 1, 0)
-            yield [Key(index, epoch) for index in batch.tolist()]
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch starts."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue there.
-
-        Args:
-            state: As made by `state_dict`; of a pass that is over, also before its last batch, it is the start of the
-                next.
-        """
-        epoch, position = state["epoch"], state["position"]
-        if position >= len(self):
-            epoch, position = epoch + 1, 0
-        self._next = max((epoch, position), (self._next[0], 0))
-        self.epoch, self.position = self._next
 
 
 def _halve_largest(batches: list[np.ndarray]) -> None:
