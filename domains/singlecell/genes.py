@@ -86,7 +86,7 @@ class GeneNames:
         if blank := sum(name != name.strip() for name in names):
             remarks.append(f"{blank} gene names have blanks around them, which are left out")
         names = [name.strip() for name in names]
-        plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(columns)}
+        plain = {name.strip().lower().replace(" ", "_"): name for name in reversed(list(columns))}
         beside = {
             kind: next((columns[plain[name]] for name in candidates if name in plain), None)
             for kind, candidates in (("symbols", SYMBOL_COLUMNS), ("ensembl", ENSEMBL_COLUMNS))
@@ -271,7 +271,7 @@ class GeneVocabulary:
             f"{distinct:,} of the vocabulary's {len(self):,}"
         )
         if overlap < min_overlap:
-            unknown = _few(names.name(gene) for gene in np.flatnonzero(ids < 0))
+            unknown = _few(names.name(int(gene)) for gene in np.flatnonzero(ids < 0))
             raise DataError(
                 f"{said}; at least {min_overlap:.0%} is expected (the file has {unknown}; the vocabulary "
                 f"{_few(self.symbols)})",

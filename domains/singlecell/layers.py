@@ -1,7 +1,7 @@
-"""What a matrix of expression holds, where a file keeps its counts, and how counts come back from what was made of them.
+"""What a matrix of expression holds, where a file keeps its counts, and how they come back from what was made of them.
 
-A file of cells often holds several matrices of one shape: ``X``, ``layers/NAME`` and ``raw/X``. Models here want counts.
-What a matrix holds is told by its values:
+A file of cells often holds several matrices: ``X``, ``layers/NAME`` and ``raw/X``. Models here want counts. What a
+matrix holds is told by its values:
 
 * counts: whole numbers, none negative
 * scaled: negative numbers, as z-scores have
@@ -10,8 +10,8 @@ What a matrix holds is told by its values:
 
 Normalising divides a cell's counts by one number and the logarithm is undone by its inverse, so in each cell the values
 are multiples of one step: dividing by the smallest gives whole numbers again (`find_steps`). If all counts of a cell
-share a divisor, the counts come back without it. Scaled values do not have this structure: gene by gene, mean and spread
-are lost.
+share a divisor, the counts come back without it. Scaled values do not have this structure: gene by gene, mean and
+spread are lost.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def find_steps(indptr: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[
         counts = np.rint(quotients)
         trusted = counts <= _TRUSTED
         away = np.where(trusted, np.abs(quotients - counts), 0.0)
-        fits = (np.maximum.reduceat(away, starts) <= _FAR) & (sums(away) <= _MEAN * np.maximum(sums(trusted), 1))
+        fits = (np.maximum.reduceat(away, starts) <= _FAR) & (sums(away) <= _MEAN * np.maximum(sums(trusted.astype(np.float64)), 1))
         fits &= np.minimum.reduceat(counts, starts) >= 1
         fresh = fits & ~good
         best[fresh], good = step[fresh], good | fits
@@ -268,15 +268,15 @@ def _in_order(matrices: Mapping[str, object], asked: str | None, path: Path) -> 
     """The places to look at, likeliest first."""
     if asked is not None:
         names = [asked, f"layers/{asked}", *(["raw/X"] if asked == "raw" else [])]
-        chosen = next((name for name in names if name in matrices), None)
-        if chosen is None:
+        there = [name for name in names if name in matrices]
+        if not there:
             layers = [name.removeprefix("layers/") for name in matrices]
             raise DataError(
                 f"there is no layer {asked!r}; there are {', '.join(map(repr, layers))}",
                 where=path,
                 remedy="Name one of these",
             )
-        return [chosen]
+        return there[:1]
     layers = [where for where in matrices if where.startswith("layers/")]
     likely = {f"layers/{name}": rank for rank, name in enumerate(_LIKELY_COUNTS)}
     # Spliced and unspliced counts are parts of the counts, which stand elsewhere.

@@ -46,6 +46,22 @@ SCIENCE = {
         "structure_files.py",
         "topology.py",
     },
+    "singlecell": {
+        "anndata_strings.py",
+        "annotations.py",
+        "binning.py",
+        "blocks.py",
+        "cell_files.py",
+        "chunked.py",
+        "expression.py",
+        "genes.py",
+        "hdf5.py",
+        "layers.py",
+        "quality.py",
+        "store.py",
+        "tenx.py",
+        "zarr_folder.py",
+    },
 }
 """Further files of one domain, for what exists in its science only: one that a second domain has too gets one name."""
 
