@@ -173,7 +173,8 @@ def find_steps(indptr: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[
         counts = np.rint(quotients)
         trusted = counts <= _TRUSTED
         away = np.where(trusted, np.abs(quotients - counts), 0.0)
-        fits = (np.maximum.reduceat(away, starts) <= _FAR) & (sums(away) <= _MEAN * np.maximum(sums(trusted.astype(np.float64)), 1))
+        allowed = _MEAN * np.maximum(sums(trusted.astype(np.float64)), 1)
+        fits = (np.maximum.reduceat(away, starts) <= _FAR) & (sums(away) <= allowed)
         fits &= np.minimum.reduceat(counts, starts) >= 1
         fresh = fits & ~good
         best[fresh], good = step[fresh], good | fits
@@ -281,7 +282,8 @@ def _in_order(matrices: Mapping[str, object], asked: str | None, path: Path) -> 
     likely = {f"layers/{name}": rank for rank, name in enumerate(_LIKELY_COUNTS)}
     # Spliced and unspliced counts are parts of the counts, which stand elsewhere.
     whole = [where for where in layers if not where.endswith(("spliced", "ambiguous", "matrix"))]
-    first = [where for where in matrices if where in ("X", "matrix")]
+    first = [where for where in matrices if where != "raw/X" and where not in layers]
     chosen = sorted((where for where in whole if where.lower() in likely), key=lambda name: likely[name.lower()])
     rest = [where for where in whole if where not in chosen]
-    return [*first, *chosen, *(where for where in ("raw/X",) if where in matrices), *rest]
+    order = [*first, *chosen, *(where for where in ("raw/X",) if where in matrices), *rest]
+    return order or layers

@@ -203,6 +203,8 @@ def read_cells(
     files = [open_cells(path) for path in given]
     if repeated := [file.path for index, file in enumerate(files) if file.path in [f.path for f in files[:index]]]:
         raise UsageError(f"{repeated[0]} is given twice")
+    if empty := [file.path for file in files if not file.cell_names]:
+        raise DataError("there are no cells", where=empty[0], remedy="Check that this is the right file")
     asked, guesses = _choose(files, label, text, group, split, protein)
 
     remarks: list[str] = []

@@ -100,6 +100,8 @@ def test_counts_come_back_from_logarithms_of_three_decimals() -> None:
     [
         ({"X": COUNTS}, "X", Kind.COUNTS, None, ""),
         ({"X": COUNTS, "raw/X": COUNTS}, "X", Kind.COUNTS, None, ""),
+        ({"GRCh38": COUNTS}, "GRCh38", Kind.COUNTS, None, ""),
+        ({"layers/spliced": COUNTS}, "layers/spliced", Kind.COUNTS, None, ""),
         ({"X": LOG, "raw/X": COUNTS, "layers/counts": COUNTS}, "layers/counts", Kind.COUNTS, None, "X is log-normalised; counts are read from layers/counts"),
         ({"X": LOG, "layers/spliced": COUNTS, "raw/X": COUNTS}, "raw/X", Kind.COUNTS, None, "X is log-normalised; counts are read from raw/X"),
         ({"X": SCALED, "layers/mine": COUNTS, "raw/X": LOG}, "layers/mine", Kind.COUNTS, None, "X is scaled; counts are read from layers/mine"),

@@ -199,7 +199,7 @@ WRONG = {
     # ---- cells
     "empty cells": Wrong(values(lambda m: m.__setitem__(slice(2, 4), 0)), "2 x empty cell (first in row 3)", outcome=QUARANTINE),
     "all cells empty": Wrong(values(lambda m: m * 0), "none of the 60 rows can be used: 60 x empty cell", "Check that this is the right file"),
-    "no cells": Wrong(cells(lambda data: data[:0].copy()), "there are no rows", "Check that this is the right file"),
+    "no cells": Wrong(cells(lambda data: data[:0].copy()), "there are no cells", "Check that this is the right file"),
     "obs names that repeat": Wrong(cells(lambda data: setattr(data, "obs_names", ["a"] * 3 + list(data.obs_names[3:]))), "2 x repeated id (first in row 2)", outcome=NOTICE),
     "limits that no cell passes": Wrong(cells(), "none of the 60 rows can be used: 60 x few genes", "Check that this is the right file", options={"min_genes": 10_000}),
     # ---- genes
