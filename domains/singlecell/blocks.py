@@ -34,7 +34,8 @@ def cell_keys(seed: int, epoch: int, cells: Array) -> NDArray[np.uint32]:
         x = start + np.asarray(cells).astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
+    keys: NDArray[np.uint32] = ((x ^ (x >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
+    return keys
 
 
 def draws(indptr: Array, genes: Array, keys: Array) -> NDArray[np.uint32]:
@@ -57,7 +58,7 @@ def draws(indptr: Array, genes: Array, keys: Array) -> NDArray[np.uint32]:
     return x
 
 
-def chunks(indptr: Array, size: int = 1 << 16) -> Iterator[tuple[int, int]]:
+def chunks(indptr: Array, size: int = 1 << 15) -> Iterator[tuple[int, int]]:
     """Ranges of cells [first, last) of about ``size`` non-zeros: what fits a core's cache is several times as fast.
 
     Args:
@@ -72,14 +73,24 @@ def chunks(indptr: Array, size: int = 1 << 16) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def sort_keys(high: Array, low: Array) -> NDArray[np.uint64]:
+def longest_chunk(indptr: Array) -> int:
+    """Non-zeros of the largest of the `chunks`.
+
+    Args:
+        indptr: (n+1,).
+    """
+    return max((int(indptr[last] - indptr[first]) for first, last in chunks(indptr)), default=0)
+
+
+def sort_keys(high: Array, low: Array, out: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
     """(m,) uint64 keys of two halves, the second deciding ties; `halves` takes them apart.
 
     Args:
         high: (m,) uint32.
         low: (m,) integers from 0.
+        out: (m,) memory to use.
     """
-    keys = np.empty(len(high), np.uint64)
+    keys = np.empty(len(high), np.uint64) if out is None else out
     split = keys.view(np.uint32)
     split[LOW::2], split[HIGH::2] = low, high
     return keys

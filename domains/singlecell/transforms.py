@@ -16,10 +16,12 @@ from polyfm.domains.singlecell.blocks import (
     draws,
     halves,
     keep,
+    longest_chunk,
     sort_cells,
     sort_keys,
     take_cells,
 )
+from polyfm.domains.singlecell.kernels import kernels
 from polyfm.shared.errors import DataError, require
 
 TARGET = 1e4
@@ -66,21 +68,20 @@ def rank_genes(
         (n+1,) indptr, and (m,) gene ids.
     """
     require(most >= 1, "data.max_genes", "at least 1", most)
-    divisors = np.asarray(medians, np.float32)
+    divisors, genes = np.asarray(medians, np.float32), np.asarray(genes, np.int32)
     taken = np.zeros(len(indptr), np.int64)
     np.cumsum(np.minimum(np.diff(indptr), most), out=taken[1:])
     ranked = np.empty(taken[-1], np.int32)
+    most_keys = longest_chunk(indptr)
+    # One piece of memory for all chunks: to touch new memory costs as much as what is done in it.
+    all_keys, all_space = np.empty(most_keys, np.uint64), np.empty(most_keys, np.float32)
     for first, last in chunks(indptr):
         cut = slice(int(indptr[first]), int(indptr[last]))
         local = indptr[first : last + 1] - indptr[first]
-        ratio = values[cut] / divisors.take(genes[cut])
-        # Bits of positive floats rise as the floats do; inverted, they fall.
-        keys = sort_keys(np.invert(ratio.astype(np.float32, copy=False).view(np.uint32)), genes[cut])
+        keys, space = all_keys[: local[-1]], all_space[: local[-1]]
+        kernels().rank_keys(genes[cut], values[cut], divisors, space, keys)
         sort_cells(keys, local)
-        order = halves(keys)[1]
-        if taken[last] - taken[first] < len(order):
-            order = order[_heads(local, most)]
-        ranked[taken[first] : taken[last]] = order
+        kernels().low_halves(keys, local, taken[first : last + 1], ranked)
     return taken, ranked
 
 
@@ -88,7 +89,8 @@ def _heads(indptr: Array, most: int) -> NDArray[np.int64]:
     """Places of the first ``most`` of each cell."""
     sizes = np.minimum(np.diff(indptr), most)
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) + np.repeat(indptr[:-1] - (ends - sizes), sizes)
+    heads: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(indptr[:-1] - (ends - sizes), sizes)
+    return heads
 
 
 class Medians:

@@ -179,7 +179,8 @@ class BlockOrder(Passes):
         begins[0] += start - plan.starts[one]
         ends[-1] -= plan.starts[last + 1] - stop
         sizes = ends - begins
-        return np.arange(stop - start) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
+        items: Items = np.arange(stop - start) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
+        return items
 
     def _planned(self, epoch: int) -> _Plan:
         if self._plan is None or self._plan.epoch != epoch:

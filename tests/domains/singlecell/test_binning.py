@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from polyfm.domains.singlecell import binning
 from polyfm.domains.singlecell.binning import bin_counts, bin_values
-from polyfm.domains.singlecell.blocks import cell_keys, take_cells
+from polyfm.domains.singlecell.blocks import cell_keys, draws, take_cells
+from polyfm.domains.singlecell.kernels import COUNTED
 from polyfm.shared.errors import DataError, RecipeError
 
 
@@ -115,16 +116,35 @@ def test_a_cell_s_bins_do_not_depend_on_its_neighbours() -> None:
 
 
 def test_any_type_of_counts_gives_the_same() -> None:
-    indptr, genes, values = block([[1, 2, 2, 700, 3], [1, 1, 90000, 5, 6, 6]])
+    indptr, genes, values = block([[1, 2, 2, 700, 3], [1, 1, 60000, 5, 6, 6]])
     told = bin_counts(indptr, genes, values, keys(2))
-    for dtype in (np.float64, np.int64, np.uint32, np.int32):
+    for dtype in (np.float64, np.int64, np.uint32, np.int32, np.uint16):
         np.testing.assert_array_equal(bin_counts(indptr, genes, values.astype(dtype), keys(2)), told)
+
+
+def test_bytes_are_counts_too() -> None:
+    indptr, genes, values = block([[1, 2, 2, 120, 3], [0, 1, 5]])
+    told = bin_counts(indptr, genes, values, keys(2))
+    for dtype in (np.uint8, np.int8):
+        np.testing.assert_array_equal(bin_counts(indptr, genes, values.astype(dtype), keys(2)), told)
+    with pytest.raises(DataError, match="negative"):
+        bin_counts(indptr, genes, -values.astype(np.int64), keys(2))
+
+
+def test_the_draws_are_those_of_blocks() -> None:
+    """The compiled hash is the plain one: of one value alone, the bin is 50 - ⌊draw · 50⌋."""
+    n = 500
+    indptr, genes = np.arange(n + 1), np.arange(n, dtype=np.int32) * 37
+    drawn = (draws(indptr, genes, keys(n)) >> np.uint32(16)).astype(np.int64)
+    expected = 50 - (drawn * 50 >> 16)
+    for way in (bin_counts, bin_values):
+        np.testing.assert_array_equal(way(indptr, genes, np.ones(n, np.float32), keys(n)), expected)
 
 
 def test_large_counts_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(binning, "bin_values", lambda *given: calls.append(len(given[0])) or bin_values(*given))
-    indptr, genes, values = block([[1, 2, 3], [1, binning._COUNTED, 7, 4e9], [5, binning._COUNTED - 1]])
+    indptr, genes, values = block([[1, 2, 3], [1, COUNTED, 7, 4e9], [5, COUNTED - 1]])
     told = bin_counts(indptr, genes, values, keys(3))
     assert calls == [2]  # the indptr of one cell
     np.testing.assert_array_equal(told, bin_values(indptr, genes, values, keys(3)))
