@@ -1,6 +1,6 @@
 """Single cells against their peers: from a file larger than memory to tokens, and the tokens alone.
 
-python benchmarks/singlecell.py [--cells 100000] [--section loader|tokens] [--out benchmarks/results/singlecell.md]
+python benchmarks/singlecell.py [--cells 100000] [--rounds 5] [--section loader|tokens] [--out FILE.md]
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ of the process and its workers together; wall time beside. Memory is the peak of
 worker times their number. Decompression of gzip: {inflater}. The page cache is warm."""
 
 
-def loader(cells: int) -> list[str]:
+def loader(cells: int, rounds: int) -> list[str]:
     """Each way in processes of its own, round by round, on both formats."""
     with tempfile.TemporaryDirectory() as folder:
         made = harness.isolated("write", folder=folder, cells=cells)
@@ -248,14 +248,14 @@ def loader(cells: int) -> list[str]:
         for name in ("cells.h5ad", "cells.zarr"):
             path = Path(folder) / name
             lines += ["", f"### {name.replace('cells.', '')}{', gzip' if name.endswith('h5ad') else ''}", ""]
-            lines += compare(path)
+            lines += compare(path, rounds)
     return lines
 
 
-def compare(path: Path) -> list[str]:
+def compare(path: Path, rounds: int) -> list[str]:
     """Markdown: rates of all ways on a file, and how many times as fast as others polyfm is, round by round."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for ways in harness.turns([*WAYS], ROUNDS):
+    for ways in harness.turns([*WAYS], rounds):
         for way in ways:
             runs[way].append(harness.isolated("load", way=way, path=str(path)))
     cpu = {way: np.array([run["cpu"] / run["cells"] for run in theirs]) for way, theirs in runs.items()}
@@ -312,7 +312,7 @@ def check_ranks(indptr: Any, genes: Any, values: Any, medians: Any) -> None:
         done += len(expected)
 
 
-def tokenise(_: int) -> list[str]:
+def tokenise(rounds: int) -> list[str]:
     """Rates of tokenising on one core, blocks in memory."""
     matrix = resampled(TOKENISED)
     indptr, genes, values = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
@@ -347,12 +347,12 @@ def tokenise(_: int) -> list[str]:
         ),
     ]
     lines = [
-        f"{TOKENISED:,} cells of {len(values) / TOKENISED:,.0f} non-zeros in memory, one core; {ROUNDS} rounds. The",
+        f"{TOKENISED:,} cells of {len(values) / TOKENISED:,.0f} non-zeros in memory, one core; {rounds} rounds. The",
         "loops are numpy's calls per cell, with the same result but for draws and, in the first loop of ranks, ties,",
         "which it leaves in any order.",
     ]
     for title, against, ways in groups:
-        taken = harness.race(ways, ROUNDS, time.process_time)
+        taken = harness.race(ways, rounds, time.process_time)
         lines += ["", f"| {title} | cells per CPU-second | ns per non-zero | times as fast as {against} |"]
         lines.append("|---|---:|---:|---|")
         for name, times in taken.items():
@@ -366,13 +366,14 @@ def main() -> None:
     """Command line; a run of fewer cells is a trial and leaves the results alone."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--cells", type=int, default=CELLS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     known, rest = parser.parse_known_args()
-    if known.cells != CELLS and "--out" not in rest:
+    if (known.cells, known.rounds) != (CELLS, ROUNDS) and "--out" not in rest:
         rest += ["--out", str(Path(tempfile.gettempdir()) / f"singlecell-{known.cells}.md")]
     sys.argv[1:] = rest
     sections = {
-        "loader": ("From a file to tokens", partial(loader, known.cells)),
-        "tokens": ("Tokens alone", partial(tokenise, known.cells)),
+        "loader": ("From a file to tokens", partial(loader, known.cells, known.rounds)),
+        "tokens": ("Tokens alone", partial(tokenise, known.rounds)),
     }
     describe = partial(harness.environment, PACKAGES)
     harness.main("singlecell", sections, describe, {"load": load, "write": write})

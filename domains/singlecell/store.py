@@ -212,16 +212,19 @@ class _Dense:
         self.array, self.shape, self.dtype = array, (int(array.shape[0]), int(array.shape[1])), array.dtype
 
     def rows(self, rows: NDArray[np.int64]) -> Rows:
-        parts, sizes = [], []
+        genes: list[NDArray[np.int32]] = []
+        values: list[NDArray[Any]] = []
+        sizes: list[NDArray[np.int64]] = []
         for first, last in _ranges(np.flatnonzero(np.diff(rows) > GAP) + 1, len(rows)):
             for start in range(first, last, AT_ONCE):
                 some = rows[start : min(start + AT_ONCE, last)]
                 dense = np.asarray(self.array[some[0] : some[-1] + 1])[some - some[0]]
-                cells, genes = np.nonzero(dense)
-                parts.append((genes.astype(np.int32), dense[cells, genes]))
-                sizes.append(np.bincount(cells, minlength=len(some)))
-        genes, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Rows(np.append(0, np.cumsum(np.concatenate(sizes))), genes, values)
+                cell, gene = np.nonzero(dense)
+                genes.append(gene.astype(np.int32))
+                values.append(dense[cell, gene])
+                sizes.append(np.bincount(cell, minlength=len(some)))
+        indptr = np.append(0, np.cumsum(np.concatenate(sizes)))
+        return Rows(indptr, np.concatenate(genes), np.concatenate(values))
 
     def load(self) -> _Sparse:
         return _in_memory(self.rows(np.arange(self.shape[0])), self.shape)
