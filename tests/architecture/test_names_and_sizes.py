@@ -45,6 +45,7 @@ SCIENCE = {
         "smiles_graph.py",
         "structure_files.py",
         "topology.py",
+        "vectors.py",
     },
 }
 """Further files of one domain, for what exists in its science only: one that a second domain has too gets one name."""
