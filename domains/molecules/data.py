@@ -28,7 +28,7 @@ from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
 from polyfm.domains.molecules.structure_files import columns_of
 from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
-from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable
+from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable, dense_rows
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
@@ -291,7 +291,6 @@ class MoleculeDataModule(DataModule):
         """See `DataModule.make_samples`."""
         table = self.table
         properties = self.descriptors if "properties" in self.modalities else None
-        vectors = self._vector_table.rows([i for i, _ in keys])
         told = "knowledge" in self.modalities
         return [
             MoleculeSample(
@@ -300,14 +299,14 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
-                vectors=vectors[place],
+                vectors=self._vector_table.row(i),
                 conformer=self.conformers[i],
                 text=None if table.text is None else table.text[i],
                 neighbours=self.neighbours[i] if told else None,
                 facts=self.knowledge.facts(table.smiles[i]) if told else None,
                 targets={"labels": table.targets[i]} if self.targets else {},
             )
-            for place, (i, _) in enumerate(keys)
+            for i, _ in keys
         ]
 
     def samples_from(self, items: Any, **reading: Any) -> list[MoleculeSample]:
@@ -351,7 +350,7 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
                 properties = list(descriptor_table(smiles, progress=bar.update))
-        vectors = self.vectors.make(smiles, texts).rows(range(len(smiles)))
+        vectors = self.vectors.make(smiles, texts)
         nothing = [None] * len(smiles)
         neighbours = self.knowledge.neighbours(smiles) if "knowledge" in self.modalities else nothing
         return [
@@ -361,14 +360,14 @@ class MoleculeDataModule(DataModule):
                 row=row,
                 smiles=text,
                 properties=values,
-                vectors=numbers,
+                vectors=vectors.row(place),
                 conformer=conformer,
                 text=said,
                 neighbours=near,
                 targets={},
             )
-            for id, row, text, values, numbers, conformer, said, near in zip(
-                ids, rows, smiles, properties, vectors, conformers, texts or nothing, neighbours, strict=True
+            for place, (id, row, text, values, conformer, said, near) in enumerate(
+                zip(ids, rows, smiles, properties, conformers, texts or nothing, neighbours, strict=True)
             )
         ]
 
@@ -405,8 +404,9 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             rows = [None if s.properties is None else self.standardiser.apply(s.properties) for s in samples]
             modalities["properties"] = stack_values(rows, len(DESCRIPTORS))
+        numbers = dense_rows([sample.vectors for sample in samples])
         for name, columns in self.vectors.columns.items():
-            modalities[name] = stack_values([sample.vectors.get(name) for sample in samples], columns)
+            modalities[name] = stack_values([rows.get(name) for rows in numbers], columns)
         if "graph" in self.modalities:
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)

@@ -11,7 +11,7 @@ Each is a modality of its own:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,22 +119,54 @@ class VectorTable:
     def __init__(self, columns: Mapping[str, int], parts: Mapping[str, Any], textless: NDArray[np.bool_]) -> None:
         self.columns, self.parts, self.textless = columns, parts, textless
 
-    def rows(self, indices: Sequence[int]) -> list[dict[str, NDArray[np.float32]]]:
+    def row(self, index: int) -> VectorRow:
+        """Of one molecule; nothing is made of it yet.
+
+        Args:
+            index: Which.
+        """
+        return VectorRow(self, index)
+
+    def dense(self, indices: Sequence[int]) -> list[dict[str, NDArray[np.float32]]]:
         """By modality, of each molecule asked for; without words where it has no description.
 
         Args:
             indices: Which molecules.
         """
         chosen = list(indices)
-        dense = {name: part[chosen] for name, part in self.parts.items()}
-        dense = {name: part if isinstance(part, np.ndarray) else part.toarray() for name, part in dense.items()}
+        parts = {name: part[chosen] for name, part in self.parts.items()}
+        parts = {name: part if isinstance(part, np.ndarray) else part.toarray() for name, part in parts.items()}
         if "features" in self.columns:
-            dense["features"] = np.concatenate([dense["fingerprint"], dense["descriptors"]], axis=1)
-        made = {name: dense[name].astype(np.float32) for name in self.columns if name in dense}
+            parts["features"] = np.concatenate([parts["fingerprint"], parts["descriptors"]], axis=1)
+        made = {name: parts[name].astype(np.float32) for name in self.columns if name in parts}
         return [
             {name: table[i] for name, table in made.items() if name != "words" or not self.textless[index]}
             for i, index in enumerate(chosen)
         ]
+
+
+class VectorRow(NamedTuple):
+    """A molecule's place in a table: as rows of numbers, a file of molecules would not fit into memory."""
+
+    table: VectorTable
+    """Of its file."""
+    place: int
+    """In it."""
+
+
+def dense_rows(rows: Sequence[VectorRow | None]) -> list[dict[str, NDArray[np.float32]]]:
+    """Numbers of a batch, by modality; of one table at once. Nothing for a molecule without a place in any.
+
+    Args:
+        rows: One per molecule.
+    """
+    made: list[dict[str, NDArray[np.float32]]] = [{} for _ in rows]
+    tables = {id(row.table): row.table for row in rows if row is not None}
+    for key, table in tables.items():
+        places = [(i, row.place) for i, row in enumerate(rows) if row is not None and id(row.table) == key]
+        for (i, _), numbers in zip(places, table.dense([place for _, place in places]), strict=True):
+            made[i] = numbers
+    return made
 
 
 def _described(smiles: Sequence[str], workers: int) -> np.ndarray:

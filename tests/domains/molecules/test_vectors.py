@@ -11,7 +11,7 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 
 from polyfm.domains.molecules import vectors as module
-from polyfm.domains.molecules.vectors import FINGERPRINT, MoleculeVectors, fingerprints
+from polyfm.domains.molecules.vectors import FINGERPRINT, MoleculeVectors, dense_rows, fingerprints
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def test_only_what_a_recipe_has_is_made(table: pd.DataFrame, monkeypatch: pytest
     monkeypatch.setattr(module, "descriptor_table_2d", None)  # calling it would fail
     vectors = MoleculeVectors(["smiles", "fingerprint"], 10).fit(table["smiles"].tolist(), [None] * len(table))
     made = vectors.make(table["smiles"].tolist(), None)
-    assert set(made.rows([0])[0]) == {"fingerprint"}
+    assert set(made.dense([0])[0]) == {"fingerprint"}
     assert vectors.state() == {}
-    assert MoleculeVectors(["smiles"], 10).make(["CCO", "CC"], None).rows([1, 0]) == [{}, {}]
+    assert MoleculeVectors(["smiles"], 10).make(["CCO", "CC"], None).dense([1, 0]) == [{}, {}]
 
 
 def test_blocks_make_the_same_rows(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_blocks_make_the_same_rows(table: pd.DataFrame, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "_BLOCK", 7)
     parts = vectors.make(smiles, texts)
     asked = [3, 79, 3, 0]
-    for ours, theirs in zip(whole.rows(asked), parts.rows(asked), strict=True):
+    for ours, theirs in zip(whole.dense(asked), parts.dense(asked), strict=True):
         assert set(ours) == {"features", "words"}
         for name in ours:
             assert ours[name].dtype == np.float32
@@ -67,4 +67,15 @@ def test_blocks_make_the_same_rows(table: pd.DataFrame, monkeypatch: pytest.Monk
 def test_without_a_column_of_texts_nobody_has_words(table: pd.DataFrame) -> None:
     smiles = table["smiles"].tolist()
     vectors = MoleculeVectors(["fingerprint", "words"], 50).fit(smiles, table["description"].tolist())
-    assert set(vectors.make(smiles, None).rows([0])[0]) == {"fingerprint"}
+    assert set(vectors.make(smiles, None).dense([0])[0]) == {"fingerprint"}
+
+
+def test_rows_of_several_tables_stand_in_the_order_of_the_batch(table: pd.DataFrame) -> None:
+    smiles = table["smiles"].tolist()
+    vectors = MoleculeVectors(["fingerprint"], 10)
+    first, second = vectors.make(smiles[:5], None), vectors.make(smiles[5:8], None)
+    found = dense_rows([second.row(2), None, first.row(4), second.row(0)])
+    assert found[1] == {}
+    for numbers, i in zip((found[0], found[2], found[3]), (7, 4, 5), strict=True):
+        expected = np.log1p(fingerprints([smiles[i]], counts=True)[0])
+        np.testing.assert_allclose(numbers["fingerprint"], expected, rtol=1e-6)
