@@ -6,6 +6,7 @@ import difflib
 import enum
 import importlib
 import json
+import os
 import pkgutil
 import re
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -207,6 +209,7 @@ class RecipeParser(LightningCLI):
                 given = self.config["trainer"][limit]
                 fits = given is None or given == -1 or given >= 1
                 require(fits, f"trainer.{limit}", "at least 1, or -1 for no limit", given)
+            _require_room(self.config["trainer"])
             self.config_init = self.parser.instantiate(self.config)
         except (PolyfmError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             cause = _cause(error)
@@ -306,6 +309,15 @@ class RecipeParser(LightningCLI):
             options = [flag.replace("=", " ", 1) for flag in self._flags if flag.startswith("--trainer.")]
             where = ", ".join(options) or self._where(("trainer",))
             raise RecipeError(f"Lightning refuses this trainer: {error}", where=where) from error
+
+
+def _require_room(trainer: Any) -> None:
+    """On a CPU each of the devices is a process with a model of its own: a slip of the finger fills the memory."""
+    devices, accelerator = trainer["devices"], trainer["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    room = max(os.cpu_count() or 1, 2)
+    if on_cpu and str(devices).isdecimal():
+        require(1 <= int(devices) <= room, "trainer.devices", f"1 to {room} processes on this machine's CPU", devices)
 
 
 def fields_of(task: str) -> dict[str, Any]:

@@ -161,6 +161,7 @@ class TestRefused:
         "no such run to resume": (["--resume", "FOLDER"], 2, "not the folder of a run"),
         "resume with more words": (["--resume", "SPMM", "--trainer.max_epochs=9"], 2, "--resume takes the run's own recipe"),
         "no GPU": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accelerator=gpu"], 4, "--trainer.accelerator gpu: Lightning refuses this trainer: No supported gpu"),
+        "more processes than a CPU has room for": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accelerator=cpu", "--trainer.devices=999"], 2, "processes on this machine's CPU, not"),
         "no time": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_time=foo"], 4, "is not a valid duration"),
         "texts of one token": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--data.max_text_tokens=1"], 2, "--data.max_text_tokens: expected at least 3"),
         "no pass": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_epochs=0"], 2, "--trainer.max_epochs: expected at least 1, or -1 for no limit, not 0"),
