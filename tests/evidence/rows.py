@@ -90,6 +90,26 @@ def fit(name: str, *words: str) -> tuple[RunFolder, float]:
         return RunFolder.open(out), float(spent.read_text()) / 60
 
 
+def write_ledger(recipe: str, sentence: str) -> None:
+    """Put what was measured into the ledger's row of a recipe, in the place of what evidence said before.
+
+    Args:
+        recipe: Its name.
+        sentence: Follows "Evidence:".
+    """
+    path = ROOT / "recipes" / "ledger.csv"
+    with FileLock(RUNS / "ledger.lock"), path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows, fields = list(reader), list(reader.fieldnames or [])
+    for row in rows:
+        if row["recipe_or_component"] == recipe:
+            row["measured"] = f"{row['measured'].partition(' Evidence:')[0]} Evidence: {sentence}"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def keep(path: Path, numbers: np.ndarray) -> None:
     """Write predictions or ranks, for intervals over all seeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
