@@ -11,6 +11,8 @@ Fixed before running, and the same for every method:
   one more view, atoms and bonds instead of SMILES as tokens (with and without descriptors). Descriptors alone, from
   scratch, tell what of a gain is due to the remedy and not to pre-training.
 
+CPU-minutes are those of `polyfm fit`; scratch comes first, so its minutes have the forests' in them.
+
 Gains are paired: over the molecules of the test part that are resampled, seeds averaged, positive if better.
 """
 
