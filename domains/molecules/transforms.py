@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from polyfm.shared.errors import require
+from polyfm.shared.errors import DataError, require
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
@@ -330,8 +330,17 @@ class Words:
 
         Args:
             texts: Of the training part.
+
+        Raises:
+            DataError: No word occurs in two of them.
         """
-        made = self._vectoriser(max_features=self.limit, min_df=min(2, len(texts))).fit(texts)
+        try:
+            made = self._vectoriser(max_features=self.limit, min_df=2).fit(texts)
+        except ValueError as error:
+            raise DataError(
+                f"of {len(texts)} descriptions in the training part no two have a word in common",
+                remedy="Name another column: --data.text COLUMN, or use more data",
+            ) from error
         self.words, self.weights = made.get_feature_names_out().tolist(), made.idf_.tolist()
         return self
 

@@ -63,8 +63,8 @@ class MoleculeVectors:
         }
         self.columns = {name: columns[name] for name in columns if name in modalities}
         """P by modality."""
-        self.described = not {"descriptors", "features"}.isdisjoint(modalities)
-        self.hashed = not {"fingerprint", "features"}.isdisjoint(modalities)
+        self._described = not {"descriptors", "features"}.isdisjoint(modalities)
+        self._hashed = not {"fingerprint", "features"}.isdisjoint(modalities)
         self.scores, self.words = NormalScores(), Words(words)
 
     def fit(self, smiles: Sequence[str], texts: Sequence[str | None], workers: int = 0) -> Self:
@@ -75,7 +75,7 @@ class MoleculeVectors:
             texts: n descriptions; None where there is none.
             workers: Processes for descriptors that are not known yet.
         """
-        if self.described:
+        if self._described:
             self.scores.fit(_described(smiles, workers))
         if "words" in self.columns:
             self.words.fit([text for text in texts if text is not None])
@@ -90,9 +90,9 @@ class MoleculeVectors:
             workers: Processes for descriptors that are not known yet.
         """
         parts: dict[str, Any] = {}
-        if self.described:
+        if self._described:
             parts["descriptors"] = self.scores.apply(_described(smiles, workers))
-        if self.hashed:  # of a fingerprint's cells two in a hundred are not 0
+        if self._hashed:  # of a fingerprint's cells two in a hundred are not 0
             blocks = [smiles[start : start + _BLOCK] for start in range(0, len(smiles), _BLOCK)] or [[]]
             parts["fingerprint"] = vstack([csr_array(fingerprints(block, counts=True)) for block in blocks]).log1p()
         lacking = np.ones(len(smiles), dtype=bool)
@@ -103,7 +103,7 @@ class MoleculeVectors:
 
     def state(self) -> dict[str, Any]:
         """What was learnt, as primitives."""
-        ranks = {"normal_scores": self.scores.state()} if self.described else {}
+        ranks = {"normal_scores": self.scores.state()} if self._described else {}
         return ranks | ({"words": self.words.state()} if "words" in self.columns else {})
 
 
@@ -128,10 +128,13 @@ class VectorTable:
         return VectorRow(self, index)
 
     def dense(self, indices: Sequence[int]) -> list[dict[str, NDArray[np.float32]]]:
-        """By modality, of each molecule asked for; without words where it has no description.
+        """Numbers of each molecule asked for.
 
         Args:
             indices: Which molecules.
+
+        Returns:
+            (P,) by modality; without words where it has no description.
         """
         chosen = list(indices)
         parts = {name: part[chosen] for name, part in self.parts.items()}
@@ -155,10 +158,13 @@ class VectorRow(NamedTuple):
 
 
 def dense_rows(rows: Sequence[VectorRow | None]) -> list[dict[str, NDArray[np.float32]]]:
-    """Numbers of a batch, by modality; of one table at once. Nothing for a molecule without a place in any.
+    """Numbers of a batch, made of each table at once.
 
     Args:
         rows: One per molecule.
+
+    Returns:
+        (P,) by modality, of each; nothing for a molecule that is in no table.
     """
     made: list[dict[str, NDArray[np.float32]]] = [{} for _ in rows]
     tables = {id(row.table): row.table for row in rows if row is not None}

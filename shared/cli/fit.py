@@ -242,14 +242,20 @@ def resume(path: Path) -> Finished:
     """
     with spinner("loading libraries"):
         from polyfm.shared.training.build import RecipeParser, quiet_libraries
+        from polyfm.shared.training.checkpoint import fitting, read_checkpoint
         from polyfm.shared.training.run_folder import RunFolder
 
     quiet_libraries()
     folder = RunFolder.open(path)
-    _ = folder.last  # refused before anything costs time
+    last = folder.last  # refused before anything costs time
     with _one_voice(), Signals() as signals, folder.locked():
         recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
-        return _train(RecipeParser(recipe, recipe.tree), folder, signals, resume=True)
+        cli = RecipeParser(recipe, recipe.tree)
+        # Before the data are set up: fitted anew, tokens of a run that started from another one would be others, and
+        # with them lengths, batches and neighbours.
+        with fitting(folder.checkpoints):
+            cli.datamodule.load_state_dict(read_checkpoint(last).get(type(cli.datamodule).__qualname__, {}))
+        return _train(cli, folder, signals, resume=True)
 
 
 @contextmanager

@@ -232,7 +232,7 @@ class DataModule(L.LightningDataModule):
         if not self._fitted:
             self.fit_transforms(self._parts["train"])
             if self._taken_over:
-                self._load(self._taken_over)
+                self._lay_over(self._taken_over)
             self._fitted = True
         self.lengths()  # what it remarks on, items that are cut, belongs into the summary
         self._ready = True
@@ -276,7 +276,7 @@ class DataModule(L.LightningDataModule):
         """
         self._taken_over = dict(state_dict.get("transforms", {}))
 
-    def _load(self, transforms: dict[str, Any]) -> None:
+    def _lay_over(self, transforms: dict[str, Any]) -> None:
         """Transforms of another run in the place of those just fitted."""
         try:
             self.load_transforms({**self.transforms_state(), **transforms})

@@ -20,7 +20,6 @@ from filelock import FileLock
 
 from polyfm.shared.evaluation.intervals import paired
 from polyfm.shared.training.run_folder import RunFolder
-from polyfm.shared.training.targets.target import Target
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -122,24 +121,18 @@ def kept(path: Path) -> np.ndarray:
     return numbers
 
 
-def difference(
-    target: Target, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], values: np.ndarray
-) -> dict[str, Any]:
-    """Cells of a row: how much better one method is than another on the same items, whatever the metric's direction.
-
-    Args:
-        target: Whose primary metric it is about.
-        ours: Predictions of each seed, (n, outputs).
-        theirs: The same.
-        values: (n, tasks).
-    """
-    return interval(target.score, target.higher_is_better, np.stack(ours), np.stack(theirs), values)
-
-
 def interval(
     metric: Any, higher_is_better: bool, ours: np.ndarray, theirs: np.ndarray, values: np.ndarray
 ) -> dict[str, Any]:
-    """The same of any metric; positive means that ours is better."""
+    """Cells of a row: how much one method gains over another on the same items; positive is better.
+
+    Args:
+        metric: As of `paired`.
+        higher_is_better: Of the metric.
+        ours: (seeds, n, outputs) predictions.
+        theirs: The same.
+        values: (n, tasks) labels.
+    """
     found = paired(metric, ours, theirs, values)
     assert found is not None
     whole, low, high = found if higher_is_better else (-found[0], -found[2], -found[1])

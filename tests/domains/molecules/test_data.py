@@ -121,7 +121,8 @@ class TestReading:
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
         with pytest.raises(
             RecipeError,
-            match="no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph, conformer",
+            match="no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph, "
+            "conformer, text, words, knowledge",
         ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):

@@ -122,6 +122,19 @@ class TestResume:
         curves = [pd.read_csv(run.curves)[["step", "valid/score"]].dropna() for run in (whole, stopped)]
         pd.testing.assert_frame_equal(curves[0].reset_index(drop=True), curves[1].reset_index(drop=True))
 
+    def test_what_was_learnt_of_the_data_is_not_learnt_again(
+        self, polyfm: Polyfm, fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that started from another one has tokens of its own; what it counts by them must not change."""
+        fit(tmp_path / "run")
+
+        def learn(*_: Any) -> None:
+            raise AssertionError("fitted anew")
+
+        monkeypatch.setattr("polyfm.domains.molecules.data.MoleculeDataModule.fit_transforms", learn)
+        shown = polyfm("fit", "--resume", tmp_path / "run")
+        assert shown.code == 0, shown.err
+
     def test_a_finished_run_may_be_resumed(self, polyfm: Polyfm, fit: Callable[..., Any], tmp_path: Path) -> None:
         fit(tmp_path / "run")
         before = RunFolder(tmp_path / "run").metrics()
