@@ -11,14 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+import yaml
 from filelock import FileLock
 
 from polyfm.shared.evaluation.intervals import paired
+from polyfm.shared.training.recipe import find_recipe
 from polyfm.shared.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -53,18 +56,29 @@ class Rows:
         with FileLock(RUNS / f"{self.path.name}.lock"):
             known = {tuple(row[key] for key in self.keys): row for row in self.read()}
             known |= {tuple(str(row[key]) for key in self.keys): row for row in rows}
-            with self.path.open("w", newline="") as file:
+            with replaced(self.path) as file:
                 writer = csv.DictWriter(file, self.fields, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(known[key] for key in sorted(known))
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """A new text file in the place of another, all of it or nothing."""
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        yield file
+    part.replace(path)
+
+
 def fit(name: str, *words: str) -> tuple[RunFolder, float]:
     """A finished run of `polyfm fit`, on one thread; made, or gone on with, if it is not there.
 
+    What is there but was made by other words, or of another recipe, is not taken for it: AssertionError.
+
     Args:
         name: Of its folder in runs/evidence.
-        words: Of the command, without ``--out``.
+        words: Of the command, without ``--out``: recipe, ``--size=…``, flags.
 
     Returns:
         The run, and the CPU-minutes that it took.
@@ -72,7 +86,13 @@ def fit(name: str, *words: str) -> tuple[RunFolder, float]:
     out = RUNS / name
     out.parent.mkdir(parents=True, exist_ok=True)
     spent = out.with_name(out.name + ".cpu")  # seconds
+    made_by = out.with_name(out.name + ".words")
+    tree = find_recipe(words[0]).sized(words[1].removeprefix("--size="))
+    asked = yaml.safe_dump([*words[1:], tree], sort_keys=False).replace(str(ROOT), "")
     with FileLock(str(out) + ".lock"):
+        if out.exists():
+            assert made_by.read_text() == asked, f"{out} was made by other words or of another recipe: delete it first"
+        made_by.write_text(asked)
         if not (out / "report.html").is_file():
             started = (out / "checkpoints" / "last.ckpt").exists()
             if out.exists() and not started:
@@ -103,7 +123,7 @@ def write_ledger(recipe: str, sentence: str) -> None:
     for row in rows:
         if row["recipe_or_component"] == recipe:
             row["measured"] = f"{row['measured'].partition(' Evidence:')[0]} Evidence: {sentence}"
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
