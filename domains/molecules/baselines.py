@@ -41,19 +41,28 @@ def text_vectors(
         (n_test, d) of the texts and (n_test, d) of the molecules.
     """
     from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import normalize
 
     counts = np.log1p(fingerprints([smiles[i] for i in np.concatenate([train, test])], counts=True))
     components = min(256, len(train) - 1)
     parts = TruncatedSVD(components, random_state=seed).fit(counts[: len(train)])
-    words = TfidfVectorizer(sublinear_tf=True)
-    known = words.fit_transform([texts[i] for i in train])
+    words = _words([texts[i] for i in train])
+    known = words.transform([texts[i] for i in train])
     ridge = Ridge().fit(known, parts.transform(counts[: len(train)]))
     said: np.ndarray = normalize(ridge.predict(words.transform([texts[i] for i in test])))
     drawn: np.ndarray = normalize(parts.transform(counts[len(train) :]))
     return said, drawn
+
+
+def _words(texts: Sequence[str]) -> Any:
+    """TF-IDF of words, fitted; of letters, where no text has a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(sublinear_tf=True).fit(texts)
+    except ValueError:
+        return TfidfVectorizer(sublinear_tf=True, analyzer="char").fit(texts)
 
 
 def tanimoto(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -89,10 +98,8 @@ def nearest_texts(texts: Sequence[str], train: np.ndarray, asked: np.ndarray) ->
         train: Indices of the descriptions to choose from.
         asked: (n,) indices of the descriptions asked about.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(sublinear_tf=True)
-    known = words.fit_transform([texts[i] for i in train])
+    words = _words([texts[i] for i in train])
+    known = words.transform([texts[i] for i in train])
     nearest: np.ndarray = train[(words.transform([texts[i] for i in asked]) @ known.T).toarray().argmax(1)]
     return nearest
 

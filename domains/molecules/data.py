@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
 from polyfm.domains.molecules.structure_files import columns_of
-from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
+from polyfm.domains.molecules.transforms import GivenTokenizer, RegexTokenizer, SmilesTokenizer, Standardiser
 from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable, dense_rows
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
@@ -122,13 +123,13 @@ class MoleculeDataModule(DataModule):
         require(max_text_tokens >= 3, "data.max_text_tokens", "at least 3, as of max_tokens", max_text_tokens)
         require(entities >= 1, "data.entities", "at least 1", entities)
         self.modalities, self.fields = list(modalities), fields
-        self.tokenizer, self.max_tokens = tokenizer(), max_tokens
+        self.tokenizer: SmilesTokenizer = tokenizer()
+        self.max_tokens = max_tokens
         self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens
         self.standardiser = Standardiser()
         self.vectors = MoleculeVectors(modalities, text_vocabulary)
         self.text, self.max_text_tokens = text, max_text_tokens
         self.text_tokenizer = TextTokenizer(text_vocabulary)
-        self.tokenizers = {"text": self.text_tokenizer}
         self.knowledge = KnowledgeGraph(entities)
 
     def setup(self, stage: str | None = None) -> None:
@@ -164,6 +165,11 @@ class MoleculeDataModule(DataModule):
         if table.text is None and self._reads_text:
             raise DataError(
                 "no column of descriptions was found", remedy="Name it: --data.text COLUMN, or use data that have one"
+            )
+        if self._reads_text and not any(text and re.search(r"[^\W\d_]{2}", text) for text in table.text or []):
+            raise DataError(
+                f"the column of descriptions ({self.text or table.guesses['text']}) holds no words",
+                remedy="Name the right one: --data.text COLUMN",
             )
         self.conformers = self._conformers(table.smiles, self.path, table.rows.tolist())
         groups = scaffolds(table.smiles)
@@ -245,7 +251,10 @@ class MoleculeDataModule(DataModule):
 
     def load_transforms(self, state: dict[str, Any]) -> None:
         """See `DataModule.load_transforms`."""
-        self.tokenizer.load(state["tokenizer"])
+        if "given" in state["tokenizer"]:
+            self.tokenizer = GivenTokenizer.of(state["tokenizer"])
+        else:
+            self.tokenizer.load(state["tokenizer"])
         fitted: dict[str, tuple[set[str], Any, str]] = {
             "standardiser": ({"properties"}, self.standardiser, "means and scales of the descriptors"),
             "normal_scores": ({"descriptors", "features"}, self.vectors.scores, "ranks of the 2-D descriptors"),
@@ -259,7 +268,25 @@ class MoleculeDataModule(DataModule):
             elif not modalities.isdisjoint(self.modalities):
                 raise DataError(f"the run that this starts from has no {what}")
 
+    def take_tokenizer(self, modality: str, tokenizer: TextTokenizer) -> None:
+        """See `DataModule.take_tokenizer`."""
+        if modality == "smiles":
+            self.tokenizer = GivenTokenizer(tokenizer)
+        elif modality == "text":
+            self.text_tokenizer.load(tokenizer.state())
+        else:
+            super().take_tokenizer(modality, tokenizer)
+
     # Batches --------------------------------------------------------------------------------------------------------
+
+    def extents(self) -> dict[str, int]:
+        """See `DataModule.extents`."""
+        known = {"smiles": len(self.tokenizer), **self.vectors.columns}
+        if "text" in self.modalities:
+            known["text"] = len(self.text_tokenizer)
+        if "knowledge" in self.modalities:
+            known["knowledge"] = len(self.knowledge)
+        return known
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -437,7 +464,7 @@ class MoleculeDataModule(DataModule):
             smiles: Canonical.
         """
         ids = self.tokenizer.encode([smiles])[0]
-        return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], SEP)
+        return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], self.tokenizer.end)
 
     def encode_text(self, text: str) -> np.ndarray:
         """Token ids of a description, cut at ``max_text_tokens``.

@@ -135,8 +135,10 @@ def text_baseline(data: MoleculeDataModule, pool: np.ndarray) -> dict[str, Retri
         data: Set up.
         pool: Indices of molecules, all with a text, of the test part.
     """
-    texts = [text or "" for text in data.table.text or []]
-    said, drawn = text_vectors(data.table.smiles, texts, _train_with_text(data), pool, data.seed)
+    texts, train = [text or "" for text in data.table.text or []], _train_with_text(data)
+    if len(train) < 2:
+        return {}
+    said, drawn = text_vectors(data.table.smiles, texts, train, pool, data.seed)
     return {"molecule → text": retrieve(drawn, said), "text → molecule": retrieve(said, drawn)}
 
 

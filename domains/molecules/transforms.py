@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from polyfm.shared.errors import DataError, require
+from polyfm.shared.tokens.tokenizer import TextTokenizer
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
@@ -37,11 +38,16 @@ class SmilesTokenizer:
 
     alphabet: ClassVar[tuple[str, ...]] = ()
     """Tokens that are there whatever was learnt."""
+    start, end = CLS, SEP
 
     def __init__(self, vocabulary: int) -> None:
         least = len(SPECIALS) + len(self.alphabet)
         require(vocabulary >= least, "data.tokenizer.vocabulary", f"at least {least}", vocabulary)
         self.vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        """Ids that tokens may have."""
+        return self.vocabulary
 
     def fit(self, smiles: Iterable[str]) -> Self:
         """Learn the vocabulary.
@@ -94,6 +100,10 @@ class RegexTokenizer(SmilesTokenizer):
     def __init__(self, vocabulary: int = 300) -> None:
         super().__init__(vocabulary)
         self._learn([])
+
+    def __len__(self) -> int:
+        """See `SmilesTokenizer`: those that were learnt, and the alphabet."""
+        return len(self.tokens)
 
     def _learn(self, extra: Sequence[str]) -> None:
         self.tokens = [*SPECIALS, *ALPHABET, *extra]
@@ -194,6 +204,45 @@ class BpeTokenizer(SmilesTokenizer):
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(json.dumps(state["tokenizer"]))
+
+
+class GivenTokenizer(SmilesTokenizer):
+    """The tokenizer of a language model that reads SMILES (ChemBERTa …), as it came with the weights.
+
+    Args:
+        tokenizer: Whose ids the weights were trained with.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.given = tokenizer
+        self.start, self.end, self.vocabulary = tokenizer.start, tokenizer.end, len(tokenizer)
+
+    def fit(self, smiles: Iterable[str]) -> Self:
+        """See `SmilesTokenizer.fit`; there is nothing left to learn."""
+        return self
+
+    def encode(self, smiles: Sequence[str]) -> list[np.ndarray]:
+        """See `SmilesTokenizer.encode`."""
+        return self.given.encode(smiles)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `SmilesTokenizer.decode`."""
+        return self.given.decode(ids)
+
+    def state(self) -> dict[str, Any]:
+        """See `SmilesTokenizer.state`."""
+        return self.given.state()
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        """As it was.
+
+        Args:
+            state: As made by `state`.
+        """
+        tokenizer = TextTokenizer()
+        tokenizer.load(state)
+        return cls(tokenizer)
 
 
 class Standardiser:
