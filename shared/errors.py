@@ -59,6 +59,10 @@ def require(holds: bool, where: str, expected: str, given: object) -> None:
         raise RecipeError(f"expected {expected}, not {given!r}", where=where)
 
 
+class DivergenceError(PolyfmError):
+    """A training whose loss is no number any more."""
+
+
 class StorageError(PolyfmError):
     """A file that a run leaves cannot be written: the disk is full, or the folder read-only."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyfm.domains.molecules.descriptors import descriptor_table_2d
-from polyfm.domains.molecules.vectors import fingerprints
+from polyfm.domains.molecules.vectors import FINGERPRINT, fingerprints
 from polyfm.shared.data.cache import BlobCache, cache_dir
 from polyfm.shared.training.targets.multi_class import MultiClass
 from polyfm.shared.training.targets.regression import Regression
@@ -41,19 +41,28 @@ def text_vectors(
         (n_test, d) of the texts and (n_test, d) of the molecules.
     """
     from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import normalize
 
     counts = np.log1p(fingerprints([smiles[i] for i in np.concatenate([train, test])], counts=True))
     components = min(256, len(train) - 1)
     parts = TruncatedSVD(components, random_state=seed).fit(counts[: len(train)])
-    words = TfidfVectorizer(sublinear_tf=True)
-    known = words.fit_transform([texts[i] for i in train])
+    words = _words([texts[i] for i in train])
+    known = words.transform([texts[i] for i in train])
     ridge = Ridge().fit(known, parts.transform(counts[: len(train)]))
     said: np.ndarray = normalize(ridge.predict(words.transform([texts[i] for i in test])))
     drawn: np.ndarray = normalize(parts.transform(counts[len(train) :]))
     return said, drawn
+
+
+def _words(texts: Sequence[str]) -> Any:
+    """TF-IDF of words, fitted; of letters, where no text has a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(sublinear_tf=True).fit(texts)
+    except ValueError:
+        return TfidfVectorizer(sublinear_tf=True, analyzer="char").fit(texts)
 
 
 def tanimoto(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -89,10 +98,8 @@ def nearest_texts(texts: Sequence[str], train: np.ndarray, asked: np.ndarray) ->
         train: Indices of the descriptions to choose from.
         asked: (n,) indices of the descriptions asked about.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(sublinear_tf=True)
-    known = words.fit_transform([texts[i] for i in train])
+    words = _words([texts[i] for i in train])
+    known = words.transform([texts[i] for i in train])
     nearest: np.ndarray = train[(words.transform([texts[i] for i in asked]) @ known.T).toarray().argmax(1)]
     return nearest
 
@@ -123,18 +130,19 @@ def baselines(
             kept[kind, rows.tobytes()] = make([smiles[i] for i in rows])
         return kept[kind, rows.tobytes()]
 
-    def method(name: str, kind: str, make: Callable[[], Any]) -> Callable[..., np.ndarray]:
+    def method(kind: str, make: Callable[[], Any]) -> Callable[..., np.ndarray]:
+        untrained = cache(make)
+
         @cache
         def models() -> list[Any]:
-            return [_fit(make, features(kind, train), y, target) for y in values[train].T]
+            return [_fit(untrained(), features(kind, train), y, target) for y in values[train].T]
 
         def predict(rows: np.ndarray = test) -> np.ndarray:
-            question = _question(
-                name, target, seed, [smiles[i] for i in train], values[train], [smiles[i] for i in rows]
-            )
-            known = answers.get_blobs([question])
-            if known:
-                return np.frombuffer(known[question]).reshape(len(rows), -1)
+            asked = [smiles[i] for i in rows]
+            question = _question(f"{kind}/{untrained()!r}", target, [smiles[i] for i in train], values[train], asked)
+            known = np.frombuffer(answers.get_blobs([question]).get(question, b""))
+            if len(rows) and known.size == len(rows) * target.outputs:
+                return known.reshape(len(rows), -1)
             found = np.concatenate([_predict(model, features(kind, rows), target) for model in models()], axis=1)
             answers.put_blobs({question: found.astype(np.float64).tobytes()})
             return found
@@ -142,9 +150,9 @@ def baselines(
         return predict
 
     return {
-        "ecfp4_forest": method("ecfp4_forest", "ecfp4", partial(_forest, target, seed)),
-        "ecfp4_linear": method("ecfp4_linear", "ecfp4", partial(_linear, target)),
-        "rdkit2d_forest": method("rdkit2d_forest", "rdkit2d", partial(_forest, target, seed)),
+        "ecfp4_forest": method("ecfp4", partial(_forest, target, seed)),
+        "ecfp4_linear": method("ecfp4", partial(_linear, target)),
+        "rdkit2d_forest": method("rdkit2d", partial(_forest, target, seed)),
     }
 
 
@@ -152,26 +160,26 @@ def _descriptors(smiles: Sequence[str]) -> np.ndarray:
     return descriptor_table_2d(smiles, workers=(os.cpu_count() or 1) if len(smiles) > MANY else 0)
 
 
-def _question(
-    name: str, target: Target, seed: int, known: Sequence[str], labels: np.ndarray, asked: Sequence[str]
-) -> str:
-    """A key of all that an answer depends on: method, libraries, seed, training part, molecules asked about."""
+def _question(method: str, target: Target, known: Sequence[str], labels: np.ndarray, asked: Sequence[str]) -> str:
+    """A key of all that an answer depends on: method and settings, libraries, training part, molecules asked about."""
     import sklearn
     from rdkit import __version__ as rdkit
 
     task = f"{type(target).__name__}/{target.outputs}"
-    parts = [name, str(TREES), sklearn.__version__, rdkit, task, str(seed), "\n".join(known), "\n".join(asked)]
+    parts = [method, str(FINGERPRINT), sklearn.__version__, rdkit, task, "\n".join(known), "\n".join(asked)]
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(labels, dtype=np.float64).tobytes())
     return digest.hexdigest()
 
 
-def _fit(make: Callable[[], Any], x: np.ndarray, y: np.ndarray, target: Target) -> Any:
+def _fit(untrained: Any, x: np.ndarray, y: np.ndarray, target: Target) -> Any:
     """A model of one column; of a column that has one class or no label at all in training, its share."""
+    from sklearn.base import clone
+
     given = ~np.isnan(y)
     if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
         return float(y[given].mean()) if given.any() else 0.5
-    return make().fit(x[given], y[given])
+    return clone(untrained).fit(x[given], y[given])
 
 
 def _predict(model: Any, x: np.ndarray, target: Target) -> np.ndarray:

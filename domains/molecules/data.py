@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,8 @@ from polyfm.domains.molecules.read import MoleculeTable, read_molecules
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.scaffold import scaffolds
 from polyfm.domains.molecules.structure_files import columns_of
-from polyfm.domains.molecules.transforms import SEP, RegexTokenizer, SmilesTokenizer, Standardiser
-from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable
+from polyfm.domains.molecules.transforms import GivenTokenizer, RegexTokenizer, SmilesTokenizer, Standardiser
+from polyfm.domains.molecules.vectors import MoleculeVectors, VectorTable, dense_rows
 from polyfm.shared.data.batch import Batch, ModalityBatch
 from polyfm.shared.data.collate import group_ids, pack_ids, pack_triples, sample_key, stack_values
 from polyfm.shared.data.datamodule import DataModule
@@ -122,13 +123,13 @@ class MoleculeDataModule(DataModule):
         require(max_text_tokens >= 3, "data.max_text_tokens", "at least 3, as of max_tokens", max_text_tokens)
         require(entities >= 1, "data.entities", "at least 1", entities)
         self.modalities, self.fields = list(modalities), fields
-        self.tokenizer, self.max_tokens = tokenizer(), max_tokens
+        self.tokenizer: SmilesTokenizer = tokenizer()
+        self.max_tokens = max_tokens
         self.largest_fragment, self.isomeric, self.hydrogens = largest_fragment, isomeric, hydrogens
         self.standardiser = Standardiser()
         self.vectors = MoleculeVectors(modalities, text_vocabulary)
         self.text, self.max_text_tokens = text, max_text_tokens
         self.text_tokenizer = TextTokenizer(text_vocabulary)
-        self.tokenizers = {"text": self.text_tokenizer}
         self.knowledge = KnowledgeGraph(entities)
 
     def setup(self, stage: str | None = None) -> None:
@@ -164,6 +165,11 @@ class MoleculeDataModule(DataModule):
         if table.text is None and self._reads_text:
             raise DataError(
                 "no column of descriptions was found", remedy="Name it: --data.text COLUMN, or use data that have one"
+            )
+        if self._reads_text and not any(text and re.search(r"[^\W\d_]{2}", text) for text in table.text or []):
+            raise DataError(
+                f"the column of descriptions ({self.text or table.guesses['text']}) holds no words",
+                remedy="Name the right one: --data.text COLUMN",
             )
         self.conformers = self._conformers(table.smiles, self.path, table.rows.tolist())
         groups = scaffolds(table.smiles)
@@ -245,7 +251,10 @@ class MoleculeDataModule(DataModule):
 
     def load_transforms(self, state: dict[str, Any]) -> None:
         """See `DataModule.load_transforms`."""
-        self.tokenizer.load(state["tokenizer"])
+        if "given" in state["tokenizer"]:
+            self.tokenizer = GivenTokenizer.of(state["tokenizer"])
+        else:
+            self.tokenizer.load(state["tokenizer"])
         fitted: dict[str, tuple[set[str], Any, str]] = {
             "standardiser": ({"properties"}, self.standardiser, "means and scales of the descriptors"),
             "normal_scores": ({"descriptors", "features"}, self.vectors.scores, "ranks of the 2-D descriptors"),
@@ -259,7 +268,25 @@ class MoleculeDataModule(DataModule):
             elif not modalities.isdisjoint(self.modalities):
                 raise DataError(f"the run that this starts from has no {what}")
 
+    def take_tokenizer(self, modality: str, tokenizer: TextTokenizer) -> None:
+        """See `DataModule.take_tokenizer`."""
+        if modality == "smiles":
+            self.tokenizer = GivenTokenizer(tokenizer)
+        elif modality == "text":
+            self.text_tokenizer.load(tokenizer.state())
+        else:
+            super().take_tokenizer(modality, tokenizer)
+
     # Batches --------------------------------------------------------------------------------------------------------
+
+    def extents(self) -> dict[str, int]:
+        """See `DataModule.extents`."""
+        known = {"smiles": len(self.tokenizer), **self.vectors.columns}
+        if "text" in self.modalities:
+            known["text"] = len(self.text_tokenizer)
+        if "knowledge" in self.modalities:
+            known["knowledge"] = len(self.knowledge)
+        return known
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -291,7 +318,6 @@ class MoleculeDataModule(DataModule):
         """See `DataModule.make_samples`."""
         table = self.table
         properties = self.descriptors if "properties" in self.modalities else None
-        vectors = self._vector_table.rows([i for i, _ in keys])
         told = "knowledge" in self.modalities
         return [
             MoleculeSample(
@@ -300,14 +326,14 @@ class MoleculeDataModule(DataModule):
                 row=int(table.rows[i]),
                 smiles=table.smiles[i],
                 properties=None if properties is None else properties[i],
-                vectors=vectors[place],
+                vectors=self._vector_table.row(i),
                 conformer=self.conformers[i],
                 text=None if table.text is None else table.text[i],
                 neighbours=self.neighbours[i] if told else None,
                 facts=self.knowledge.facts(table.smiles[i]) if told else None,
                 targets={"labels": table.targets[i]} if self.targets else {},
             )
-            for place, (i, _) in enumerate(keys)
+            for i, _ in keys
         ]
 
     def samples_from(self, items: Any, **reading: Any) -> list[MoleculeSample]:
@@ -351,7 +377,7 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             with Progress("descriptors") as bar:
                 properties = list(descriptor_table(smiles, progress=bar.update))
-        vectors = self.vectors.make(smiles, texts).rows(range(len(smiles)))
+        vectors = self.vectors.make(smiles, texts)
         nothing = [None] * len(smiles)
         neighbours = self.knowledge.neighbours(smiles) if "knowledge" in self.modalities else nothing
         return [
@@ -361,14 +387,14 @@ class MoleculeDataModule(DataModule):
                 row=row,
                 smiles=text,
                 properties=values,
-                vectors=numbers,
+                vectors=vectors.row(place),
                 conformer=conformer,
                 text=said,
                 neighbours=near,
                 targets={},
             )
-            for id, row, text, values, numbers, conformer, said, near in zip(
-                ids, rows, smiles, properties, vectors, conformers, texts or nothing, neighbours, strict=True
+            for place, (id, row, text, values, conformer, said, near) in enumerate(
+                zip(ids, rows, smiles, properties, conformers, texts or nothing, neighbours, strict=True)
             )
         ]
 
@@ -405,8 +431,9 @@ class MoleculeDataModule(DataModule):
         if "properties" in self.modalities:
             rows = [None if s.properties is None else self.standardiser.apply(s.properties) for s in samples]
             modalities["properties"] = stack_values(rows, len(DESCRIPTORS))
+        numbers = dense_rows([sample.vectors for sample in samples])
         for name, columns in self.vectors.columns.items():
-            modalities[name] = stack_values([sample.vectors.get(name) for sample in samples], columns)
+            modalities[name] = stack_values([rows.get(name) for rows in numbers], columns)
         if "graph" in self.modalities:
             rows_present = [row for row, text in enumerate(smiles) if text is not None]
             graphs = atom_graphs([text for text in smiles if text is not None], self.fields)
@@ -437,7 +464,7 @@ class MoleculeDataModule(DataModule):
             smiles: Canonical.
         """
         ids = self.tokenizer.encode([smiles])[0]
-        return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], SEP)
+        return ids if len(ids) <= self.max_tokens else np.append(ids[: self.max_tokens - 1], self.tokenizer.end)
 
     def encode_text(self, text: str) -> np.ndarray:
         """Token ids of a description, cut at ``max_text_tokens``.

@@ -31,7 +31,7 @@ from polyfm.shared.objectives.objective import leading
 
 GENERATED = 128
 MAPPED = 2000
-TOLD = {"text", "words"}
+OF_DESCRIPTIONS = {"text", "words"}
 """Modalities made of a description."""
 
 
@@ -91,7 +91,7 @@ def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, fl
         found |= reranked(task, data, kinds[Matching])
     metrics = {f"retrieval/{key}": value for name, one in found.items() for key, value in _measured(name, one).items()}
     metrics["retrieval/chance_r@10"] = next(iter(found.values())).chance(10)
-    if not TOLD.isdisjoint(sides):
+    if not OF_DESCRIPTIONS.isdisjoint(sides):
         linear = text_baseline(data, data.part("test")[pool])
         for name, one in linear.items():
             metrics |= {f"baseline/tfidf_ridge/{key}": value for key, value in _measured(name, one).items()}
@@ -135,8 +135,10 @@ def text_baseline(data: MoleculeDataModule, pool: np.ndarray) -> dict[str, Retri
         data: Set up.
         pool: Indices of molecules, all with a text, of the test part.
     """
-    texts = [text or "" for text in data.table.text or []]
-    said, drawn = text_vectors(data.table.smiles, texts, _train_with_text(data), pool, data.seed)
+    texts, train = [text or "" for text in data.table.text or []], _train_with_text(data)
+    if len(train) < 2:
+        return {}
+    said, drawn = text_vectors(data.table.smiles, texts, train, pool, data.seed)
     return {"molecule → text": retrieve(drawn, said), "text → molecule": retrieve(said, drawn)}
 
 
@@ -199,7 +201,7 @@ def retrieval_panel(
     rng = np.random.default_rng(0)
 
     def side(name: str, item: int, caption: str, kind: str = "") -> str:
-        said = texts[item] if texts is not None and name in TOLD else None
+        said = texts[item] if texts is not None and name in OF_DESCRIPTIONS else None
         return card(smiles[item], caption, kind) if said is None else text_card(said, caption, kind)
 
     for name, result in found.items():

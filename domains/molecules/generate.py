@@ -16,7 +16,6 @@ import torch
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
 from polyfm.domains.molecules.sample import MoleculeSample
-from polyfm.domains.molecules.transforms import CLS, SEP
 from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.backbones.masks import CAUSAL
 from polyfm.shared.data.batch import Values
@@ -76,10 +75,7 @@ def write(
         For each sample up to ``beams`` texts, valid or not, the likeliest first; none where it lacks the context.
     """
     objective = objective_of(task, CausalLM, *WRITERS[modality], modality=modality)
-    text = data.text_tokenizer
-    start, end, decode = (
-        (text.start, text.end, text.decode) if modality == "text" else (CLS, SEP, data.tokenizer.decode)
-    )
+    tokenizer = data.text_tokenizer if modality == "text" else data.tokenizer
     task.eval()
     view = clean(objective.view.context.modality)
     out: list[list[str]] = [[] for _ in samples]
@@ -87,18 +83,18 @@ def write(
         for first in range(0, len(samples), chunk):
             batch = data.collate(samples[first : first + chunk]).to(task.device)
             context = answer([view], batch, task.model, None, Draw(0, -1), Progress())[view]
-            prompt = pack_ids([np.array([start])] * len(context.rows)).to(task.device)
+            prompt = pack_ids([np.array([tokenizer.start])] * len(context.rows)).to(task.device)
             found = beam_search(
                 objective.step(task.model, context.tokens),
                 prompt,
-                end=end,
+                end=tokenizer.end,
                 max_length=max_length,
                 beams=beams,
                 min_length=1,
                 length_penalty=length_penalty,
             )
             for row, written in zip(context.rows.tolist(), found.sequences(), strict=True):
-                out[first + row] = [decode(ids) for ids in written]
+                out[first + row] = [tokenizer.decode(ids) for ids in written]
             bar.update(min(first + chunk, len(samples)), len(samples))
     return out
 

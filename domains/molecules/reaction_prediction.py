@@ -15,7 +15,6 @@ from polyfm.domains.molecules.reaction_data import ReactionDataModule
 from polyfm.domains.molecules.reactions import Reaction
 from polyfm.domains.molecules.render import card
 from polyfm.domains.molecules.sample import ReactionSample
-from polyfm.domains.molecules.transforms import CLS, SEP
 from polyfm.domains.molecules.vectors import fingerprints
 from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.data.collate import pack_ids
@@ -57,11 +56,11 @@ def tell(
             some = samples[start : start + chunk]
             sources = pack_ids([data.encode(sample.source) for sample in some]).to(task.device)
             context = task.model("smiles", sources).tokens
-            prompt = pack_ids([np.array([CLS])] * len(some)).to(task.device)
+            prompt = pack_ids([np.array([data.tokenizer.start])] * len(some)).to(task.device)
             found = beam_search(
                 objective.step(task.model, context),
                 prompt,
-                end=SEP,
+                end=data.tokenizer.end,
                 max_length=data.max_tokens - 1,
                 beams=beams,
                 min_length=1,

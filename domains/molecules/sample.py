@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 
 from polyfm.domains.molecules.conformers import Conformer
+from polyfm.domains.molecules.vectors import VectorRow
 from polyfm.shared.data.carrier import Carrier
 
 
@@ -24,8 +23,8 @@ class MoleculeSample(Carrier):
     """Canonical SMILES."""
     properties: NDArray[np.float64] | None = None
     """(53,) RDKit descriptors in the order and the units of `descriptors.DESCRIPTORS`, NaN where not computable."""
-    vectors: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
-    """Rows of numbers by modality (`MoleculeVectors`), those that it has; NaN where not computable."""
+    vectors: VectorRow | None = None
+    """Where its rows of numbers stand: descriptors, fingerprint, words."""
     text: str | None = None
     """Description in natural language."""
     neighbours: NDArray[np.int64] | None = None

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from polyfm.shared.errors import require
+from polyfm.shared.errors import DataError, require
+from polyfm.shared.tokens.tokenizer import TextTokenizer
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = range(len(SPECIALS))
@@ -37,11 +38,16 @@ class SmilesTokenizer:
 
     alphabet: ClassVar[tuple[str, ...]] = ()
     """Tokens that are there whatever was learnt."""
+    start, end = CLS, SEP
 
     def __init__(self, vocabulary: int) -> None:
         least = len(SPECIALS) + len(self.alphabet)
         require(vocabulary >= least, "data.tokenizer.vocabulary", f"at least {least}", vocabulary)
         self.vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        """Ids that tokens may have."""
+        return self.vocabulary
 
     def fit(self, smiles: Iterable[str]) -> Self:
         """Learn the vocabulary.
@@ -94,6 +100,10 @@ class RegexTokenizer(SmilesTokenizer):
     def __init__(self, vocabulary: int = 300) -> None:
         super().__init__(vocabulary)
         self._learn([])
+
+    def __len__(self) -> int:
+        """See `SmilesTokenizer`: those that were learnt, and the alphabet."""
+        return len(self.tokens)
 
     def _learn(self, extra: Sequence[str]) -> None:
         self.tokens = [*SPECIALS, *ALPHABET, *extra]
@@ -194,6 +204,45 @@ class BpeTokenizer(SmilesTokenizer):
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(json.dumps(state["tokenizer"]))
+
+
+class GivenTokenizer(SmilesTokenizer):
+    """The tokenizer of a language model that reads SMILES (ChemBERTa …), as it came with the weights.
+
+    Args:
+        tokenizer: Whose ids the weights were trained with.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.given = tokenizer
+        self.start, self.end, self.vocabulary = tokenizer.start, tokenizer.end, len(tokenizer)
+
+    def fit(self, smiles: Iterable[str]) -> Self:
+        """See `SmilesTokenizer.fit`; there is nothing left to learn."""
+        return self
+
+    def encode(self, smiles: Sequence[str]) -> list[np.ndarray]:
+        """See `SmilesTokenizer.encode`."""
+        return self.given.encode(smiles)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `SmilesTokenizer.decode`."""
+        return self.given.decode(ids)
+
+    def state(self) -> dict[str, Any]:
+        """See `SmilesTokenizer.state`."""
+        return self.given.state()
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        """As it was.
+
+        Args:
+            state: As made by `state`.
+        """
+        tokenizer = TextTokenizer()
+        tokenizer.load(state)
+        return cls(tokenizer)
 
 
 class Standardiser:
@@ -330,8 +379,17 @@ class Words:
 
         Args:
             texts: Of the training part.
+
+        Raises:
+            DataError: No word occurs in two of them.
         """
-        made = self._vectoriser(max_features=self.limit, min_df=min(2, len(texts))).fit(texts)
+        try:
+            made = self._vectoriser(max_features=self.limit, min_df=2).fit(texts)
+        except ValueError as error:
+            raise DataError(
+                f"of {len(texts)} descriptions in the training part no two have a word in common",
+                remedy="Name another column: --data.text COLUMN, or use more data",
+            ) from error
         self.words, self.weights = made.get_feature_names_out().tolist(), made.idf_.tolist()
         return self
 

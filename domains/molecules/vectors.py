@@ -11,7 +11,7 @@ Each is a modality of its own:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +63,8 @@ class MoleculeVectors:
         }
         self.columns = {name: columns[name] for name in columns if name in modalities}
         """P by modality."""
-        self.described = not {"descriptors", "features"}.isdisjoint(modalities)
-        self.hashed = not {"fingerprint", "features"}.isdisjoint(modalities)
+        self._described = not {"descriptors", "features"}.isdisjoint(modalities)
+        self._hashed = not {"fingerprint", "features"}.isdisjoint(modalities)
         self.scores, self.words = NormalScores(), Words(words)
 
     def fit(self, smiles: Sequence[str], texts: Sequence[str | None], workers: int = 0) -> Self:
@@ -75,7 +75,7 @@ class MoleculeVectors:
             texts: n descriptions; None where there is none.
             workers: Processes for descriptors that are not known yet.
         """
-        if self.described:
+        if self._described:
             self.scores.fit(_described(smiles, workers))
         if "words" in self.columns:
             self.words.fit([text for text in texts if text is not None])
@@ -90,9 +90,9 @@ class MoleculeVectors:
             workers: Processes for descriptors that are not known yet.
         """
         parts: dict[str, Any] = {}
-        if self.described:
+        if self._described:
             parts["descriptors"] = self.scores.apply(_described(smiles, workers))
-        if self.hashed:  # of a fingerprint's cells two in a hundred are not 0
+        if self._hashed:  # of a fingerprint's cells two in a hundred are not 0
             blocks = [smiles[start : start + _BLOCK] for start in range(0, len(smiles), _BLOCK)] or [[]]
             parts["fingerprint"] = vstack([csr_array(fingerprints(block, counts=True)) for block in blocks]).log1p()
         lacking = np.ones(len(smiles), dtype=bool)
@@ -103,7 +103,7 @@ class MoleculeVectors:
 
     def state(self) -> dict[str, Any]:
         """What was learnt, as primitives."""
-        ranks = {"normal_scores": self.scores.state()} if self.described else {}
+        ranks = {"normal_scores": self.scores.state()} if self._described else {}
         return ranks | ({"words": self.words.state()} if "words" in self.columns else {})
 
 
@@ -119,22 +119,60 @@ class VectorTable:
     def __init__(self, columns: Mapping[str, int], parts: Mapping[str, Any], textless: NDArray[np.bool_]) -> None:
         self.columns, self.parts, self.textless = columns, parts, textless
 
-    def rows(self, indices: Sequence[int]) -> list[dict[str, NDArray[np.float32]]]:
-        """By modality, of each molecule asked for; without words where it has no description.
+    def row(self, index: int) -> VectorRow:
+        """Of one molecule; nothing is made of it yet.
+
+        Args:
+            index: Which.
+        """
+        return VectorRow(self, index)
+
+    def dense(self, indices: Sequence[int]) -> list[dict[str, NDArray[np.float32]]]:
+        """Numbers of each molecule asked for.
 
         Args:
             indices: Which molecules.
+
+        Returns:
+            (P,) by modality; without words where it has no description.
         """
         chosen = list(indices)
-        dense = {name: part[chosen] for name, part in self.parts.items()}
-        dense = {name: part if isinstance(part, np.ndarray) else part.toarray() for name, part in dense.items()}
+        parts = {name: part[chosen] for name, part in self.parts.items()}
+        parts = {name: part if isinstance(part, np.ndarray) else part.toarray() for name, part in parts.items()}
         if "features" in self.columns:
-            dense["features"] = np.concatenate([dense["fingerprint"], dense["descriptors"]], axis=1)
-        made = {name: dense[name].astype(np.float32) for name in self.columns if name in dense}
+            parts["features"] = np.concatenate([parts["fingerprint"], parts["descriptors"]], axis=1)
+        made = {name: parts[name].astype(np.float32) for name in self.columns if name in parts}
         return [
             {name: table[i] for name, table in made.items() if name != "words" or not self.textless[index]}
             for i, index in enumerate(chosen)
         ]
+
+
+class VectorRow(NamedTuple):
+    """A molecule's place in a table: as rows of numbers, a file of molecules would not fit into memory."""
+
+    table: VectorTable
+    """Of its file."""
+    place: int
+    """In it."""
+
+
+def dense_rows(rows: Sequence[VectorRow | None]) -> list[dict[str, NDArray[np.float32]]]:
+    """Numbers of a batch, made of each table at once.
+
+    Args:
+        rows: One per molecule.
+
+    Returns:
+        (P,) by modality, of each; nothing for a molecule that is in no table.
+    """
+    made: list[dict[str, NDArray[np.float32]]] = [{} for _ in rows]
+    tables = {id(row.table): row.table for row in rows if row is not None}
+    for key, table in tables.items():
+        places = [(i, row.place) for i, row in enumerate(rows) if row is not None and id(row.table) == key]
+        for (i, _), numbers in zip(places, table.dense([place for _, place in places]), strict=True):
+            made[i] = numbers
+    return made
 
 
 def _described(smiles: Sequence[str], workers: int) -> np.ndarray:

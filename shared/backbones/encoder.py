@@ -13,7 +13,7 @@ from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.masks import FULL, MaskSpec
 from polyfm.shared.backbones.pooling import FirstToken, Pooling
 from polyfm.shared.data.batch import ModalityBatch
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.tokens import Features, Tokens
 
@@ -38,6 +38,8 @@ class Encoder(nn.Module):
         projection: int = 0,
     ) -> None:
         super().__init__()
+        require(width >= 1, "model.encoders.width", "at least 1", width)
+        require(projection >= 0, "model.encoders.projection", "at least 1, or 0 for none", projection)
         self.width = width
         self.embedder = embedder(width)
         self.backbone = backbone(width)
@@ -81,6 +83,9 @@ class Encoder(nn.Module):
 
 class Fusion(nn.Module):
     """What lets tokens of one modality be informed by another's. The base is none: asking it is an error."""
+
+    width: int = 0
+    """D, as of the encoders that it joins."""
 
     def forward(
         self, tokens: Tokens, context: Tokens, mask: MaskSpec = FULL, cache: KeyValueCache | None = None

@@ -80,6 +80,7 @@ class ConcatFusion(Fusion):
 
     def __init__(self, width: int, backbone: Callable[[int], Transformer]) -> None:
         super().__init__()
+        self.width = width
         self.types = nn.Embedding(2, width)
         nn.init.normal_(self.types.weight, std=0.02)
         self.backbone = backbone(width)
@@ -144,6 +145,7 @@ class CrossFusion(Fusion):
 
     def __init__(self, width: int, backbone: Callable[[int], Transformer]) -> None:
         super().__init__()
+        self.width = width
         self.backbone = backbone(width)
 
     def forward(

@@ -12,6 +12,7 @@ from polyfm.shared.backbones.block import Block
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.layouts import plan
 from polyfm.shared.backbones.masks import FULL, MaskSpec
+from polyfm.shared.errors import require
 from polyfm.shared.tokens.tokens import Tokens
 
 
@@ -33,6 +34,7 @@ class Transformer(Backbone):
         every: Mapping[int, Callable[[int], Block]] = {},
     ) -> None:
         super().__init__()
+        require(depth >= 0, "Transformer.depth", "at least 0 blocks", depth)
         factories = [block] * depth
         for step in sorted(every):
             factories[step - 1 :: step] = [every[step]] * len(factories[step - 1 :: step])

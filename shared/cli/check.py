@@ -124,6 +124,7 @@ def prepare(cli: Any) -> Any:
     """
     cli.datamodule.limit = ROWS
     cli.datamodule.setup("fit")
+    cli.datamodule.require_room(cli.model.model.encoders)
     if hasattr(cli.model, "target"):
         cli.model.fit_target(cli.datamodule)
     return cli.datamodule.part("train")

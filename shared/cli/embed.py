@@ -8,6 +8,9 @@ from typing import Any
 
 from polyfm.shared.cli.arguments import READING, Arguments, reading_options, result_file, tell_reading
 
+FEW = 32
+"""Items that tell which modality a file has."""
+
 
 def run(words: Sequence[str]) -> None:
     """Run the verb.
@@ -19,19 +22,27 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("input", help="file with new items")
     parser.add_argument("--out", required=True, help="result: .parquet or .npz")
-    parser.add_argument("--modality", default="", help="which encoder; the run's first by default")
+    parser.add_argument("--modality", default="", help="which encoder; by default the run's first that the items have")
     parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
     ours, given = parser.parse_reading(words)
     out = result_file(ours.out, ours.input, (".parquet", ".npz"), "vectors.parquet")
+
+    import numpy as np
 
     from polyfm.shared.deployment.inference import data_of, load
 
     reading = reading_options(given, data_of(ours.run)) if given else {}
     model = load(ours.run)
     items = model.data.samples_from(Path(ours.input), **reading)
-    vectors = model.embed(items, ours.modality, projected=ours.projected)
+    name = ours.modality or (model.modality_of(next(model.batches(items[:FEW]))) if items else "")
+    vectors = model.embed(items, name, projected=ours.projected)
     save(out, [item.id for item in items], vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
+    others = [other for other in model.modalities if other != name]
+    if others and not ours.modality:
+        print(f"made of {name}; --modality makes them of {' or '.join(others)}")
+    if lacking := int(np.isnan(vectors).all(axis=1).sum()):
+        print(f"{lacking:,} items have no {name}: NaN in their place")
     tell_reading(model.data, out)
 
 

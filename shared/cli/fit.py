@@ -242,14 +242,20 @@ def resume(path: Path) -> Finished:
     """
     with spinner("loading libraries"):
         from polyfm.shared.training.build import RecipeParser, quiet_libraries
+        from polyfm.shared.training.checkpoint import fitting, read_checkpoint
         from polyfm.shared.training.run_folder import RunFolder
 
     quiet_libraries()
     folder = RunFolder.open(path)
-    _ = folder.last  # refused before anything costs time
+    last = folder.last  # refused before anything costs time
     with _one_voice(), Signals() as signals, folder.locked():
         recipe = Recipe(name=path.name, path=folder.recipe, tree=read_yaml(folder.recipe))
-        return _train(RecipeParser(recipe, recipe.tree), folder, signals, resume=True)
+        cli = RecipeParser(recipe, recipe.tree)
+        # Before the data are set up: fitted anew, tokens of a run that started from another one would be others, and
+        # with them lengths, batches and neighbours.
+        with fitting(folder.checkpoints):
+            cli.datamodule.load_state_dict(read_checkpoint(last).get(type(cli.datamodule).__qualname__, {}))
+        return _train(cli, folder, signals, resume=True)
 
 
 @contextmanager
@@ -280,7 +286,7 @@ def take_over(cli: Any, init_from: str | Path | InitFrom) -> None:
         what = f"{name} from {source.path}"
         pretrained = Pretrained(source.path)
         print(pretrained.load_into(encoders[name], what=what, at_least=source.at_least))
-        pretrained.hand_tokenizer(cli.datamodule, name)
+        pretrained.hand_tokenizer(cli.datamodule, name, encoders[name])
         return
     best = RunFolder.open(source.path).best
     content = read_checkpoint(best)
@@ -309,12 +315,13 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from polyfm.shared.training.callbacks import Bar, Throughput
+    from polyfm.shared.training.callbacks import Bar, Divergence, Throughput
     from polyfm.shared.training.checkpoint import RecipeInCheckpoint, fitting
     from polyfm.shared.training.seeding import StepSeed
 
     data = cli.datamodule
     data.setup("fit")
+    data.require_room(cli.model.model.encoders)
     if resume:
         folder.require_same_data(data)
     folder.write_data(data)
@@ -329,6 +336,7 @@ def _train(cli: Any, folder: Any, signals: Signals, *, resume: bool) -> Finished
         LambdaCallback(on_fit_start=_announce),  # only now the task has its head
         StepSeed(data.seed),
         throughput,
+        Divergence(),
         RecipeInCheckpoint(folder.recipe),
         checkpoint.within(folder.path, signals),
         *([patience] if has_valid else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -18,17 +19,17 @@ def run(words: Sequence[str]) -> None:
         words: After ``list``.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     Arguments("list", "Domains, recipes and data sets.").parse(words)
     console = Console()
-    recipes = Table("recipe", "task", "sizes", "what it does", title="Recipes", title_justify="left", box=None)
+    whole = partial(Column, no_wrap=True)  # names are to be copied from here
+    left: dict[str, Any] = {"title_justify": "left", "box": None}
+    recipes = Table(whole("recipe"), "task", "sizes", "what it does", title="Recipes", **left)
     for name in recipe_names():
         recipe = find_recipe(name)
         recipes.add_row(name, recipe.tree["task"], ", ".join(recipe.sizes), recipe.tree.get("title", ""))
-    cards = Table(
-        "data set", "domain", "rows", "licence", "what it is", title="Data sets", title_justify="left", box=None
-    )
+    cards = Table(whole("data set"), "domain", "rows", "licence", "what it is", title="Data sets", **left)
     for card in data_cards():
         rows = "" if card["rows"] is None else f"{card['rows']:,}"
         cards.add_row(card["name"], card["domain"], rows, card["licence"], card["title"])

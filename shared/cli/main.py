@@ -79,10 +79,21 @@ def main(argv: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "--debug" in argv:
+    except Exception as error:
+        if "--debug" in argv:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"polyfm: {where}the disk is full. Free some space, then try again", file=sys.stderr)
+        print(f"polyfm: {_told(error)}", file=sys.stderr)
         return PolyfmError.exit_code
     return 0
+
+
+def _told(error: Exception) -> str:
+    """One line of an error that nobody foresaw."""
+    if isinstance(error, OSError) and error.filename:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "the disk is full. Free some space, then try again" if full else f"{error.strerror}"
+        return f"{error.filename}: {remedy}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full. Free some space, then try again"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}. This was not foreseen: with --debug the command shows where it comes from"

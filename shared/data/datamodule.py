@@ -21,7 +21,7 @@ from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.manifest import Notices, Quarantine
 from polyfm.shared.data.sampler import BatchSampler, Key, process_group
 from polyfm.shared.data.splits import Splits
-from polyfm.shared.errors import DataError, UsageError, require
+from polyfm.shared.errors import DataError, RecipeError, UsageError, require
 
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 """Signals that ask a run to stop."""
@@ -88,8 +88,6 @@ class DataModule(L.LightningDataModule):
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
 
-    tokenizers: Mapping[str, Any] = {}
-    """By modality of natural language: its tokenizer, whose place that of a checkpoint of transformers takes."""
     splits: Splits
     """Which sample belongs to which part; set by `setup`."""
     quarantine: Quarantine
@@ -232,10 +230,33 @@ class DataModule(L.LightningDataModule):
         if not self._fitted:
             self.fit_transforms(self._parts["train"])
             if self._taken_over:
-                self._load(self._taken_over)
+                self._lay_over(self._taken_over)
             self._fitted = True
         self.lengths()  # what it remarks on, items that are cut, belongs into the summary
         self._ready = True
+
+    def extents(self) -> dict[str, int]:
+        """By modality: ids that tokens may have, or columns of a row; what an embedder needs not know is left out."""
+        return {}
+
+    def require_room(self, encoders: Mapping[str, Any]) -> None:
+        """Refuse embedders that do not know all the tokens, or that read other columns.
+
+        Args:
+            encoders: By modality.
+        """
+        for name, extent in self.extents().items():
+            if name not in encoders:
+                continue
+            embedder = encoders[name].embedder
+            room = embedder.extent
+            if room and (extent > room or (embedder.is_table and extent != room)):
+                what = "columns" if embedder.is_table else "tokens"
+                raise RecipeError(
+                    f"the data have {extent:,} {what}, the embedder of {name} is made for {room:,}",
+                    where=f"model.encoders.{name}.embedder",
+                    remedy="Give both the same number, in a recipe of your own or by options",
+                )
 
     def use_splits(self, splits: Splits) -> None:
         """Take over a run's split, whatever the file holds by now.
@@ -276,7 +297,23 @@ class DataModule(L.LightningDataModule):
         """
         self._taken_over = dict(state_dict.get("transforms", {}))
 
-    def _load(self, transforms: dict[str, Any]) -> None:
+    def take_tokenizer(self, modality: str, tokenizer: Any) -> None:
+        """Make tokens of a modality with the tokenizer that came with pre-trained weights, not with one learnt here.
+
+        Args:
+            modality: Of the encoder that gets the weights.
+            tokenizer: Theirs, a `TextTokenizer`.
+
+        Raises:
+            UsageError: Nobody writes this modality in letters.
+        """
+        raise UsageError(
+            f"these weights read words, and {modality} holds none",
+            where="--init_from",
+            remedy="Name an encoder of texts: --init_from MODALITY=FOLDER",
+        )
+
+    def _lay_over(self, transforms: dict[str, Any]) -> None:
         """Transforms of another run in the place of those just fitted."""
         try:
             self.load_transforms({**self.transforms_state(), **transforms})

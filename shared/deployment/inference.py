@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,13 +64,21 @@ class LoadedModel:
             )
         return (batch.to(self.task.device) for batch in self.data.batches_from(items, **reading))
 
+    def modality_of(self, batch: Batch) -> str:
+        """The first of the model's modalities that any item of a batch has.
+
+        Args:
+            batch: As from `batches`.
+        """
+        return next((name for name in self.modalities if len(batch[name].rows)), self.modalities[0])
+
     @torch.inference_mode()
     def embed(self, items: Any, modality: str = "", *, projected: bool = False, **reading: Any) -> np.ndarray:
         """One vector per item, in their order.
 
         Args:
             items: A path, or a list of the domain's own items (SMILES strings …).
-            modality: Which encoder; the first if empty.
+            modality: Which encoder; if empty, the first whose modality the first items have.
             projected: The unit vectors of the contrastive space instead of the pooled ones.
             reading: How a file is read, by the names in the ``READING`` of the domain's data module: the columns of a
                 table, such as ``smiles="structure"``.
@@ -77,11 +86,13 @@ class LoadedModel:
         Returns:
             (n, D) float32; NaN rows for items that lack the modality.
         """
-        name = modality or self.modalities[0]
-        if name not in self.modalities:
+        if modality and modality not in self.modalities:
             raise UsageError(
-                f"this model has no modality {name!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
+                f"this model has no modality {modality!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
             )
+        batches = self.batches(items, **reading)
+        first = list(itertools.islice(batches, 1))
+        name = modality or (self.modality_of(first[0]) if first else self.modalities[0])
         encoder: Any = self.task.model.encoders[name]  # type: ignore[index, union-attr]
         if projected and encoder.projection is None:
             raise UsageError(f"the {name} encoder of this model has no projection")
@@ -92,7 +103,7 @@ class LoadedModel:
                 remedy="Leave out --projected, or embed with the run that this one started from",
             )
         parts = []
-        for batch in self.batches(items, **reading):
+        for batch in itertools.chain(first, batches):
             features = encoder(batch[name])
             vectors = features.projected if projected else features.pooled
             whole = vectors.new_full((len(batch), vectors.shape[-1]), torch.nan)

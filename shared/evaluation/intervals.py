@@ -70,15 +70,13 @@ def paired(
     Returns:
         The difference on all items, low and high end; None as in `bootstrap`.
     """
-    owner = np.repeat([1.0 / len(ours), -1.0 / len(theirs)], [len(ours), len(theirs)])
+    weights = np.repeat([1.0 / len(ours), -1.0 / len(theirs)], [len(ours), len(theirs)])
     stack = np.moveaxis(np.concatenate([ours, theirs]), 0, 1)  # resampled by item: (n, seeds of both, outputs)
 
     def difference(predictions: np.ndarray, labels: np.ndarray) -> float | None:
         found = [metric(one, labels) for one in np.moveaxis(predictions, 1, 0)]
-        return None if None in found else float(owner @ np.array(found, dtype=float))
+        return None if None in found else float(weights @ np.array(found, dtype=float))
 
-    whole, interval = (
-        difference(stack, values),
-        bootstrap(difference, stack, values, resamples=resamples, seed=seed),
-    )
+    whole = difference(stack, values)
+    interval = bootstrap(difference, stack, values, resamples=resamples, seed=seed)
     return None if whole is None or interval is None else (whole, *interval)

@@ -85,7 +85,7 @@ def retrieve(queries: np.ndarray, candidates: np.ndarray, groups: np.ndarray | N
         right = groups[start : start + 1024, None] == groups
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         wrong = ~right
-        above = (wrong & (scores > best)).sum(axis=1)
+        above = (wrong & ~(scores <= best)).sum(axis=1)  # what is no number is no right answer: it ranks last
         tied = (wrong & (scores == best)).sum(axis=1)
         ranks[start : start + 1024] = 1 + above + tied / 2
         top[start : start + 1024] = np.argsort(-scores, axis=1, kind="stable")[:, : top.shape[1]]

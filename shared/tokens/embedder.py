@@ -12,6 +12,11 @@ from polyfm.shared.tokens.tokens import Tokens
 class Embedder(nn.Module):
     """Base. Subclasses take the width first, so that an encoder can give it to them."""
 
+    extent: int = 0
+    """Tokens that it tells apart, or columns that it reads; 0 if any number will do."""
+    is_table: bool = False
+    """Whether it reads columns, of which there must be exactly so many."""
+
     def forward(self, batch: Any) -> Tokens:
         """Embed.
 

@@ -22,6 +22,7 @@ class EntityTokens(Embedder):
 
     def __init__(self, width: int, entities: int, size: int = 256) -> None:
         super().__init__()
+        self.extent = entities
         self.entities = nn.Embedding(entities, size)
         nn.init.normal_(self.entities.weight, std=size**-0.5)  # about unit length
         self.linear = nn.Linear(size, width)

@@ -25,9 +25,11 @@ class ValueTokens(Embedder):
         eps: Of the LayerNorm.
     """
 
+    is_table = True
+
     def __init__(self, width: int, columns: int, dropout: float = 0.1, eps: float = 1e-12) -> None:
         super().__init__()
-        self.columns = columns
+        self.extent = columns
         self.value = nn.Linear(1, width)
         self.unknown = nn.Parameter(torch.zeros(width))
         self.cls = nn.Parameter(torch.zeros(width))
@@ -62,8 +64,11 @@ class VectorToken(Embedder):
         dropout: On the row, and on what is inside.
     """
 
+    is_table = True
+
     def __init__(self, width: int, columns: int, hidden: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
+        self.extent = columns
         require(columns >= 1, "VectorToken.columns", "at least 1", columns)
         require(hidden >= 0, "VectorToken.hidden", "at least 1, or 0 for the width", hidden)
         inner = hidden or width

@@ -38,7 +38,8 @@ class TextTokens(Embedder):
         packed: bool = False,
     ) -> None:
         super().__init__()
-        self.vocabulary, self.packed = vocabulary, packed
+        self.vocabulary = self.extent = vocabulary
+        self.packed = packed
         self.table = nn.Embedding(vocabulary, width)
         nn.init.normal_(self.table.weight, std=0.02)
         self.positions = positions(width)

@@ -6,6 +6,7 @@ import difflib
 import enum
 import importlib
 import json
+import os
 import pkgutil
 import re
 import sys
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
@@ -207,6 +211,9 @@ class RecipeParser(LightningCLI):
                 given = self.config["trainer"][limit]
                 fits = given is None or given == -1 or given >= 1
                 require(fits, f"trainer.{limit}", "at least 1, or -1 for no limit", given)
+            micro = self.config["trainer"]["accumulate_grad_batches"]
+            require(micro >= 1, "trainer.accumulate_grad_batches", "at least 1", micro)
+            _require_room(self.config["trainer"])
             self.config_init = self.parser.instantiate(self.config)
         except (PolyfmError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             cause = _cause(error)
@@ -245,6 +252,10 @@ class RecipeParser(LightningCLI):
         return int(self.config["seed_everything"]) + 1_000 * max(self.member, 0)
 
     def _set_seed(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(
+                f"expected a whole number from 0 to {2**32 - 1}, not {self.seed}", where="--seed_everything"
+            )
         L.seed_everything(self.seed, workers=True, verbose=False)
 
     def _explain(self, text: str) -> PolyfmError:
@@ -300,12 +311,33 @@ class RecipeParser(LightningCLI):
         settings["plugins"] = [*(settings.get("plugins") or []), SafeCheckpointIO()]
         # The data module deals out batches to processes itself, in equal numbers and resumable.
         settings |= {"default_root_dir": str(run), "use_distributed_sampler": False}
+        if settings.get("num_nodes", 1) == 1:
+            settings["num_nodes"] = _nodes()
         try:
             return L.Trainer(**settings)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-            options = [flag.replace("=", " ", 1) for flag in self._flags if flag.startswith("--trainer.")]
-            where = ", ".join(options) or self._where(("trainer",))
+            options = [flag for flag in self._flags if flag.startswith("--trainer.")]
+            meant = [flag for flag in options if set(flag[10:].split("=", 1)) & set(re.findall(r"[\w.-]+", str(error)))]
+            where = ", ".join(flag.replace("=", " ", 1) for flag in meant or options) or self._where(("trainer",))
             raise RecipeError(f"Lightning refuses this trainer: {error}", where=where) from error
+
+
+def _require_room(trainer: Any) -> None:
+    """On a CPU each of the devices is a process with a model of its own: a slip of the finger fills the memory."""
+    devices, accelerator = trainer["devices"], trainer["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    room = max(os.cpu_count() or 1, 2)
+    if on_cpu and str(devices).isdecimal():
+        require(1 <= int(devices) <= room, "trainer.devices", f"1 to {room} processes on this machine's CPU", devices)
+
+
+def _nodes() -> int:
+    """Machines of the job, as its launcher tells: no recipe holds them, and a run may go on on other ones."""
+    if SLURMEnvironment.detect():
+        return int(os.environ.get("SLURM_NNODES", 1))
+    if TorchElasticEnvironment.detect():
+        return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    return 1
 
 
 def fields_of(task: str) -> dict[str, Any]:

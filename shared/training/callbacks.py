@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import callbacks
 
 from polyfm.shared.data.batch import Batch
-from polyfm.shared.errors import RecipeError, require
+from polyfm.shared.errors import DivergenceError, RecipeError, require
 from polyfm.shared.training.checkpoint import second_name
 from polyfm.shared.training.signals import Signals
 
@@ -70,6 +70,46 @@ class Throughput(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training goes on."""
         self._last_end = time.perf_counter()
+
+
+class Divergence(L.Callback):
+    """Stops a run whose loss is no number any more: nothing that follows is worth its time, and no file may hold it.
+
+    Losses stay on the device; they are looked at every so many steps, and before a checkpoint is written.
+
+    Args:
+        every: Steps from one look to the next.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self._lost: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember, and look."""
+        lost = ~torch.isfinite(outputs["loss"].detach())
+        self._lost = lost if self._lost is None else self._lost | lost
+        if trainer.global_step % self.every == 0:
+            self._look(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look."""
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        if self._lost is None:
+            return
+        lost = self._lost.float()
+        if trainer.world_size > 1:  # all stop, or those that go on wait for ever
+            lost = trainer.strategy.reduce(lost, reduce_op="max")
+        if lost:
+            raise DivergenceError(
+                f"the loss is no number any more, at step {trainer.global_step} or up to {self.every} before",
+                remedy="Train with a lower rate (--model.optimizer.lr), a longer warm-up, or "
+                "--trainer.gradient_clip_val 1; checkpoints are from before",
+            )
 
 
 class Bar(callbacks.TQDMProgressBar):

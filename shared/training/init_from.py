@@ -18,6 +18,7 @@ from torch import nn
 
 from polyfm.shared.backbones.conversion import KEY_MAPS, State
 from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.tokens.text import TextTokens
 from polyfm.shared.tokens.tokenizer import TextTokenizer, read_pretrained
 from polyfm.shared.training.checkpoint import load_weights, matching_share, read_tensors
 
@@ -43,6 +44,8 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 """transformers' names and ours."""
+LARGEST = 2**20
+"""Any size in a config.json is below: what a slip or a stranger writes there must not fill the memory."""
 ENOUGH = 0.9
 """Share of an encoder's numbers that must be found, unless told otherwise."""
 
@@ -156,15 +159,25 @@ class Pretrained:
         """The tokenizer whose ids the weights were trained with."""
         return read_pretrained(self.path)
 
-    def hand_tokenizer(self, data: Any, modality: str) -> None:
-        """Give the data module the tokenizer of what it makes tokens of, if that is natural language.
+    def hand_tokenizer(self, data: Any, modality: str, encoder: nn.Module) -> None:
+        """Give the data module the tokenizer of the encoder that starts from this, if it reads tokens.
 
         Args:
             data: Not set up yet.
-            modality: Of the encoder that starts from this.
+            modality: Of the encoder.
+            encoder: It.
         """
-        if modality in data.tokenizers:
-            data.tokenizers[modality].load(self.tokenizer().state())
+        embedder = encoder.embedder
+        if not isinstance(embedder, TextTokens):
+            return
+        tokenizer = self.tokenizer()
+        if len(tokenizer) > embedder.vocabulary:
+            raise DataError(
+                f"this tokenizer knows {len(tokenizer):,} tokens, the weights {embedder.vocabulary:,}",
+                where=self.path,
+                remedy="Take weights and tokenizer from the same model",
+            )
+        data.take_tokenizer(modality, tokenizer)
 
     def encoder(self, family: str) -> dict[str, Any]:
         """The encoder that these weights fit into, as a recipe has it.
@@ -174,10 +187,13 @@ class Pretrained:
         """
         tower = {"clip_text": "text_config", "clip_vision": "vision_config"}.get(family, "")
         config = self.config.get(tower, self.config)
+        where = f"{self.path / 'config.json'}{': ' + tower if tower else ''}"
         try:
             return SHAPES[family](config)
-        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            where = f"{self.path / 'config.json'}{': ' + tower if tower else ''}"
+        except DataError as error:
+            error.where = where
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"this config.json lacks or misstates {error}", where=where) from error
 
     def load_into(self, encoder: nn.Module, *, what: str, at_least: float = ENOUGH) -> str:
@@ -209,6 +225,14 @@ def _masks(part: Any, modality: str) -> bool:
     return named and arguments.get("modality") == modality
 
 
+def _count(config: Mapping[str, Any], name: str) -> int:
+    """A size that a config.json names."""
+    value = config[name]
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise DataError(f"{name} must be a whole number from 1 to {LARGEST:,}, not {value!r}")
+    return value
+
+
 def _activation(config: Mapping[str, Any], key: str = "hidden_act") -> str:
     name = config.get(key, "gelu")
     if name not in ACTIVATIONS:
@@ -222,18 +246,20 @@ def _part(name: str, **arguments: Any) -> dict[str, Any]:
 
 def _bert(config: Mapping[str, Any], skipped: int = 0) -> dict[str, Any]:
     """Post-norm, learned positions; dropout as it was trained with."""
-    width, eps = int(config["hidden_size"]), float(config.get("layer_norm_eps", 1e-12))
+    width, eps = _count(config, "hidden_size"), float(config.get("layer_norm_eps", 1e-12))
     if _activation(config) != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
         raise DataError("only BERT with GELU and absolute positions has parts here")
     if config.get("embedding_size", width) != width:
         raise DataError("embeddings of another width than the layers have no part here")
+    if _count(config, "max_position_embeddings") <= skipped:
+        raise DataError(f"max_position_embeddings must be above {skipped}: so many are not used")
     return _post_norm(
         width=width,
-        vocabulary=int(config["vocab_size"]),
-        maximum=int(config["max_position_embeddings"]) - skipped,
-        depth=int(config["num_hidden_layers"]),
-        heads=int(config["num_attention_heads"]),
-        hidden=int(config["intermediate_size"]),
+        vocabulary=_count(config, "vocab_size"),
+        maximum=_count(config, "max_position_embeddings") - skipped,
+        depth=_count(config, "num_hidden_layers"),
+        heads=_count(config, "num_attention_heads"),
+        hidden=_count(config, "intermediate_size"),
         dropout=float(config.get("hidden_dropout_prob", 0.1)),
         eps=eps,
     )
@@ -243,12 +269,12 @@ def _distilbert(config: Mapping[str, Any]) -> dict[str, Any]:
     if _activation(config, "activation") != "gelu":
         raise DataError("only DistilBERT with GELU has parts here")
     return _post_norm(
-        width=int(config["dim"]),
-        vocabulary=int(config["vocab_size"]),
-        maximum=int(config["max_position_embeddings"]),
-        depth=int(config["n_layers"]),
-        heads=int(config["n_heads"]),
-        hidden=int(config["hidden_dim"]),
+        width=_count(config, "dim"),
+        vocabulary=_count(config, "vocab_size"),
+        maximum=_count(config, "max_position_embeddings"),
+        depth=_count(config, "n_layers"),
+        heads=_count(config, "n_heads"),
+        hidden=_count(config, "hidden_dim"),
         dropout=float(config.get("dropout", 0.1)),
         eps=1e-12,
     )
@@ -269,19 +295,19 @@ def _post_norm(
 def _clip_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     block = _part(
         "PreNorm",
-        heads=int(config["num_attention_heads"]),
-        hidden=int(config["intermediate_size"]),
+        heads=_count(config, "num_attention_heads"),
+        hidden=_count(config, "intermediate_size"),
         eps=float(config.get("layer_norm_eps", 1e-5)),
         activation=_activation({"hidden_act": "quick_gelu", **config}),
     )
-    return {"depth": int(config["num_hidden_layers"]), "block": block}
+    return {"depth": _count(config, "num_hidden_layers"), "block": block}
 
 
 def _clip_text(config: Mapping[str, Any]) -> dict[str, Any]:
-    positions = _part("AbsolutePositions", maximum=int(config["max_position_embeddings"]))
-    vocabulary = int(config["vocab_size"])
+    positions = _part("AbsolutePositions", maximum=_count(config, "max_position_embeddings"))
+    vocabulary = _count(config, "vocab_size")
     return {
-        "width": int(config["hidden_size"]),
+        "width": _count(config, "hidden_size"),
         "embedder": _part("TextTokens", vocabulary=vocabulary, positions=positions, norm=False, dropout=0.0),
         "backbone": _part("CausalTransformer", **_clip_blocks(config)),
         "pooling": "LastToken",
@@ -289,11 +315,11 @@ def _clip_text(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clip_vision(config: Mapping[str, Any]) -> dict[str, Any]:
-    patch = int(config["patch_size"])
-    grid, eps = [int(config["image_size"]) // patch] * 2, float(config.get("layer_norm_eps", 1e-5))
-    channels = int(config.get("num_channels", 3))
+    patch = _count(config, "patch_size")
+    grid, eps = [_count(config, "image_size") // patch] * 2, float(config.get("layer_norm_eps", 1e-5))
+    channels = _count({"num_channels": 3, **config}, "num_channels")
     return {
-        "width": int(config["hidden_size"]),
+        "width": _count(config, "hidden_size"),
         "embedder": _part("ClipPatches", grid=grid, patch=[patch, patch], channels=channels, eps=eps),
         "backbone": _part("Transformer", **_clip_blocks(config)),
         "pooling": "FirstToken",

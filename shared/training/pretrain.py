@@ -72,6 +72,10 @@ class PretrainTask(L.LightningModule):
         self.stage_weights: dict[str, float] = {}
         """Of objectives, in the current stage; `StageSwitch` sets them."""
         self.needs: set[View] = set().union(*(objective.needs() for objective in objectives.values()))
+        joined = {part.modality for view in self.needs if view.context for part in (*view.parts, *view.context.parts)}
+        for name in sorted(joined & encoders.keys()):
+            expected = f"{encoders[name].width}, the width of the {name} encoder that it joins"
+            require(fusion.width in (0, encoders[name].width), "model.fusion.init_args.width", expected, fusion.width)
         self.teacher: MultimodalModel | None = None
         if any(view.weights == "teacher" for view in self.needs):
             self.teacher = copy.deepcopy(self.model).requires_grad_(False)

@@ -212,7 +212,7 @@ class RunFolder:
             members: How many there will be.
             init_from: What each starts from; empty for none.
         """
-        self._plan.write_text(json.dumps({"members": members, "init_from": init_from}, indent=2) + "\n")
+        _write_json(self._plan, {"members": members, "init_from": init_from})
 
     def plan(self) -> dict[str, Any]:
         """What `write_plan` kept."""
@@ -222,8 +222,7 @@ class RunFolder:
                 where=self.path,
                 remedy=f"Continue its members one by one: polyfm fit --resume {self.members[-1].path}",
             )
-        plan: dict[str, Any] = json.loads(self._plan.read_text())
-        return plan
+        return _read_json(self._plan)
 
     @property
     def _plan(self) -> Path:
@@ -269,11 +268,11 @@ class RunFolder:
             **({"job": job()} if job() else {}),
             **extra,
         }
-        self.environment_path.write_text(json.dumps(content, indent=2) + "\n")
+        _write_json(self.environment_path, content)
 
     def environment(self) -> dict[str, Any]:
         """What `write_environment` kept, empty before."""
-        return json.loads(self.environment_path.read_text()) if self.environment_path.is_file() else {}
+        return _read_json(self.environment_path) if self.environment_path.is_file() else {}
 
     @rank_zero_only
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -282,12 +281,11 @@ class RunFolder:
         Args:
             metrics: By name.
         """
-        merged = {**self.metrics(), **metrics}
-        self.metrics_path.write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+        _write_json(self.metrics_path, dict(sorted({**self.metrics(), **metrics}.items())))
 
     def metrics(self) -> dict[str, Any]:
         """Final metrics, empty before there are any."""
-        return json.loads(self.metrics_path.read_text()) if self.metrics_path.is_file() else {}
+        return _read_json(self.metrics_path) if self.metrics_path.is_file() else {}
 
     @property
     def ensemble_target(self) -> Path:
@@ -326,6 +324,27 @@ def next_free(parent: Path, stem: str) -> Path:
     while path.exists():
         path, number = parent / f"{stem}-{number}", number + 1
     return path
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """All of it or nothing, whenever the process dies."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(
+            f"this file of the run is damaged ({error})",
+            where=path,
+            remedy="Bring it back from a copy, or delete it to do without what it says",
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError("this file of the run is damaged (it holds no mapping)", where=path, remedy="Delete it")
+    return content
 
 
 def _version(name: str) -> str | None:

@@ -26,8 +26,10 @@ TAGS = {
 
 # With these alone a recipe made Lightning fetch a URL or unpickle a file; resuming is `polyfm fit --resume RUN`.
 FORBIDDEN = ("ckpt_path", "weights_only", "default_root_dir")
-USERS_OWN = ("logger", "plugins", "model_registry")
-"""Of the trainer, what connects or writes where it likes: the user's own options may say it, a recipe may not."""
+USERS_OWN = ("logger", "plugins", "model_registry", "num_nodes")
+"""Of the trainer, what connects, listens or writes where it likes: for a user's own options, not for a recipe."""
+CALLED = ("_fn", "_func")
+"""How arguments of callbacks end that are called: a recipe gives them nothing."""
 CALLBACKS = (
     "BackboneFinetuning",
     "DeviceStatsMonitor",
@@ -152,7 +154,7 @@ def _vet(tree: Mapping[str, Any], prefix: Keys) -> None:
 
 def _vet_trainer(trainer: Mapping[str, Any], at: Keys) -> None:
     for key in USERS_OWN:
-        if trainer.get(key) not in (None, False):
+        if trainer.get(key) not in (None, False, *([1] if key == "num_nodes" else [])):
             raise Distrust(
                 (*at, key), "may not stand in a recipe", f"Give it yourself: --trainer.{key} on the command line"
             )
@@ -167,6 +169,10 @@ def _vet_trainer(trainer: Mapping[str, Any], at: Keys) -> None:
                 f"may not name {name!r}",
                 f"Callbacks that may: {', '.join(CALLBACKS)}; checkpoints are set under checkpoint:",
             )
+        for path, value in walk(part):
+            if path[-1].endswith(CALLED) and value is not None:
+                where = (str(i), *path) if isinstance(callbacks, list) else path
+                raise Distrust((*at, "callbacks", *where), "may not be given a function in a recipe", "Leave it out")
 
 
 def storable(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,13 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from polyfm.shared.cli.main import main as run
+    try:
+        from polyfm.shared.cli.main import main as run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before, or after, the verb says so itself
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

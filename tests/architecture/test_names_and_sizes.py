@@ -45,6 +45,7 @@ SCIENCE = {
         "smiles_graph.py",
         "structure_files.py",
         "topology.py",
+        "vectors.py",
     },
     "singlecell": {
         "anndata_strings.py",

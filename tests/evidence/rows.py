@@ -11,16 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+import yaml
 from filelock import FileLock
 
 from polyfm.shared.evaluation.intervals import paired
+from polyfm.shared.training.recipe import find_recipe
 from polyfm.shared.training.run_folder import RunFolder
-from polyfm.shared.training.targets.target import Target
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -54,18 +56,29 @@ class Rows:
         with FileLock(RUNS / f"{self.path.name}.lock"):
             known = {tuple(row[key] for key in self.keys): row for row in self.read()}
             known |= {tuple(str(row[key]) for key in self.keys): row for row in rows}
-            with self.path.open("w", newline="") as file:
+            with replaced(self.path) as file:
                 writer = csv.DictWriter(file, self.fields, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(known[key] for key in sorted(known))
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """A new text file in the place of another, all of it or nothing."""
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        yield file
+    part.replace(path)
+
+
 def fit(name: str, *words: str) -> tuple[RunFolder, float]:
     """A finished run of `polyfm fit`, on one thread; made, or gone on with, if it is not there.
 
+    What is there but was made by other words, or of another recipe, is not taken for it: AssertionError.
+
     Args:
         name: Of its folder in runs/evidence.
-        words: Of the command, without ``--out``.
+        words: Of the command, without ``--out``: recipe, ``--size=…``, flags.
 
     Returns:
         The run, and the CPU-minutes that it took.
@@ -73,7 +86,13 @@ def fit(name: str, *words: str) -> tuple[RunFolder, float]:
     out = RUNS / name
     out.parent.mkdir(parents=True, exist_ok=True)
     spent = out.with_name(out.name + ".cpu")  # seconds
+    made_by = out.with_name(out.name + ".words")
+    tree = find_recipe(words[0]).sized(words[1].removeprefix("--size="))
+    asked = yaml.safe_dump([*words[1:], tree], sort_keys=False).replace(str(ROOT), "")
     with FileLock(str(out) + ".lock"):
+        if out.exists():
+            assert made_by.read_text() == asked, f"{out} was made by other words or of another recipe: delete it first"
+        made_by.write_text(asked)
         if not (out / "report.html").is_file():
             started = (out / "checkpoints" / "last.ckpt").exists()
             if out.exists() and not started:
@@ -90,6 +109,26 @@ def fit(name: str, *words: str) -> tuple[RunFolder, float]:
         return RunFolder.open(out), float(spent.read_text()) / 60
 
 
+def write_ledger(recipe: str, sentence: str) -> None:
+    """Put what was measured into the ledger's row of a recipe, in the place of what evidence said before.
+
+    Args:
+        recipe: Its name.
+        sentence: Follows "Evidence:".
+    """
+    path = ROOT / "recipes" / "ledger.csv"
+    with FileLock(RUNS / "ledger.lock"), path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows, fields = list(reader), list(reader.fieldnames or [])
+    for row in rows:
+        if row["recipe_or_component"] == recipe:
+            row["measured"] = f"{row['measured'].partition(' Evidence:')[0]} Evidence: {sentence}"
+    with replaced(path) as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def keep(path: Path, numbers: np.ndarray) -> None:
     """Write predictions or ranks, for intervals over all seeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,24 +141,18 @@ def kept(path: Path) -> np.ndarray:
     return numbers
 
 
-def difference(
-    target: Target, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], values: np.ndarray
-) -> dict[str, Any]:
-    """Cells of a row: how much better one method is than another on the same items, whatever the metric's direction.
-
-    Args:
-        target: Whose primary metric it is about.
-        ours: Predictions of each seed, (n, outputs).
-        theirs: The same.
-        values: (n, tasks).
-    """
-    return interval(target.score, target.higher_is_better, np.stack(ours), np.stack(theirs), values)
-
-
 def interval(
     metric: Any, higher_is_better: bool, ours: np.ndarray, theirs: np.ndarray, values: np.ndarray
 ) -> dict[str, Any]:
-    """The same of any metric; positive means that ours is better."""
+    """Cells of a row: how much one method gains over another on the same items; positive is better.
+
+    Args:
+        metric: As of `paired`.
+        higher_is_better: Of the metric.
+        ours: (seeds, n, outputs) predictions.
+        theirs: The same.
+        values: (n, tasks) labels.
+    """
     found = paired(metric, ours, theirs, values)
     assert found is not None
     whole, low, high = found if higher_is_better else (-found[0], -found[2], -found[1])

@@ -1,8 +1,8 @@
 """`molecules/property` on every MoleculeNet file, baselines beside it; rows go to benchmarks/results/moleculenet.csv.
 
 Fixed before running: small size, from scratch, scaffold split, seeds 0 to 2 (of weights, order and baselines; the split
-has none), training time by file below. What has its rows with this budget is not run again: delete them to repeat it.
-Every row is kept, whoever wins, with the commit that it was measured at.
+has none), training time by file below: wall-clock, so on an idle machine. What has its rows with this budget is not run
+again: delete them to repeat it. Every row is kept, whoever wins, with the commit that it was measured at.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.evidence.rows import RESULTS as FOLDER
+from tests.evidence.rows import replaced
 
 from polyfm.shared.cli.main import main
 from polyfm.shared.evaluation.report.panels import by_baseline
@@ -19,7 +21,7 @@ from polyfm.shared.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.evidence, pytest.mark.realdata, pytest.mark.timeout(0)]
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "moleculenet.csv"
+RESULTS = FOLDER / "moleculenet.csv"
 FIELDS = ["file", "seed", "seconds", "method", "metric", "value", "test_rows", "commit"]
 SEEDS = (0, 1, 2)
 
@@ -78,7 +80,7 @@ def record(file: str, seed: int, seconds: int, metric: str, run: RunFolder) -> N
     rows = [*others, *({**fixed, "method": method, "value": f"{value:.4f}"} for method, value in methods.items())]
     order = [file for file, *_ in SETS]
     rows.sort(key=lambda row: (order.index(row["file"]), int(row["seed"])))
-    with RESULTS.open("w", newline="") as table:
+    with replaced(RESULTS) as table:
         writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tests.recipes.test_recipes import FLAGS, WRITERS
 from tests.resume.process import run, start
 from tests.resume.watch import Point, same
@@ -113,7 +114,61 @@ def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tup
 def test_a_resumed_run_is_the_run_that_never_stopped(
     never_stopped: Any, tmp_path: Path, name: str, way: str, point: str, when: str, accumulate: int, workers: int
 ) -> None:
-    settings = [*VALIDATIONS[when], f"--trainer.max_epochs={EPOCHS}", f"--trainer.accumulate_grad_batches={accumulate}"]
+    settings = [*VALIDATIONS[when], f"--trainer.accumulate_grad_batches={accumulate}"]
+    require_same(never_stopped, tmp_path, name, way, point, workers, accumulate, settings)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run may start from: it knows other molecules, so that its tokens and means are others."""
+    folder = tmp_path_factory.mktemp("sources")
+    ours, theirs, log = folder / "ours", folder / "theirs", folder / "log"
+    path = folder / "others.csv"
+    smiles = [f"[{atom}H{n % 2 + 1}]{'C' * n}[N+](C)(C)C" for n in range(1, 13) for atom in ("Si", "Ge", "Se")]
+    path.write_text("\n".join(["smiles", *smiles]) + "\n")
+    words = [
+        "fit",
+        "molecules/spmm",
+        "--size=small",
+        f"--data.path={path}",
+        "--data.split=random",
+        "--data.batch_size=8",
+    ]
+    assert run([*words, "--trainer.max_steps=2", f"--out={ours}"], log) == 0, (folder / "log.txt").read_text()
+    config = transformers.BertConfig(
+        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(theirs)
+    (theirs / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"cno()=123", "##c"]) + "\n"
+    )
+    return {"a run": str(ours), "transformers": str(theirs)}
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("source", ["a run", "transformers"])
+@pytest.mark.parametrize(
+    "name", ["molecules/property", pytest.param("molecules/property_views", marks=pytest.mark.full)]
+)
+def test_a_run_that_started_from_another_goes_on_with_its_tokens(
+    never_stopped: Any, sources: dict[str, str], tmp_path: Path, name: str, source: str, way: str
+) -> None:
+    start = sources[source] if name == "molecules/property" or source == "a run" else f"smiles={sources[source]}"
+    require_same(never_stopped, tmp_path, name, way, "in a step", 0, 1, [f"--init_from={start}"])
+
+
+def require_same(
+    never_stopped: Any,
+    tmp_path: Path,
+    name: str,
+    way: str,
+    point: str,
+    workers: int,
+    accumulate: int,
+    settings: list[str],
+) -> None:
+    """Stop a run, resume it, and hold it against the one that never stopped."""
+    settings = [*settings, f"--trainer.max_epochs={EPOCHS}"]
     whole, expected = never_stopped(name, *settings)
     every = 0 if way == "SIGTERM" else 1  # a run that is asked to stop saves by itself
     out, log, printed = tmp_path / "run", tmp_path / "log", tmp_path / "log.txt"

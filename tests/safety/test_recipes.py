@@ -125,6 +125,9 @@ HOSTILE = {
     "cluster of a strategy": (TRAINER, "  strategy: {class_path: DDPStrategy, init_args: {cluster_environment: {class_path: os.system}}}", "trainer.strategy"),
     "offload elsewhere": (TRAINER, "  strategy: {class_path: DeepSpeedStrategy, init_args: {nvme_path: OUT}}", "trainer.strategy.init_args.nvme_path"),
     "profiler that writes elsewhere": (TRAINER, "  profiler: {class_path: SimpleProfiler, init_args: {dirpath: OUT}}", "trainer.profiler"),
+    "callback that is given a function": (TRAINER, "  callbacks: [{class_path: EMAWeightAveraging, init_args: {avg_fn: torch.nn.Linear}}]", "trainer.callbacks.0.init_args.avg_fn"),
+    "callback that is given a part": (TRAINER, "  callbacks: [{class_path: BackboneFinetuning, init_args: {lambda_func: {class_path: torch.nn.Linear}}}]", "trainer.callbacks.0.init_args.lambda_func"),
+    "waits for another machine": (TRAINER, "  num_nodes: 2", "trainer.num_nodes"),
     "accelerator: a function": (TRAINER, "  accelerator: {class_path: os.system}", "trainer.accelerator"),
     # Addresses
     "data from a URL": (DATA, "    path: URL", "data.init_args.path names a URL"),
@@ -136,7 +139,7 @@ HOSTILE = {
 
 def test_size_of_the_corpus() -> None:
     print(f"{len(HOSTILE)} hostile recipes")
-    assert len(HOSTILE) == 72
+    assert len(HOSTILE) == 75
 
 
 @pytest.fixture(scope="module")

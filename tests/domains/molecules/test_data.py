@@ -19,7 +19,7 @@ from polyfm.domains.molecules.descriptors import DESCRIPTORS, DESCRIPTORS_2D
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.domains.molecules.synthetic import KINDS, write_synthetic
 from polyfm.domains.molecules.transforms import SEP, BpeTokenizer
-from polyfm.domains.molecules.vectors import fingerprints
+from polyfm.domains.molecules.vectors import dense_rows, fingerprints
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.errors import DataError, RecipeError, UsageError
 
@@ -121,7 +121,8 @@ class TestReading:
     def test_wrong_settings_are_refused(self, molecules: Path) -> None:
         with pytest.raises(
             RecipeError,
-            match="no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph, conformer",
+            match="no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph, "
+            "conformer, text, words, knowledge",
         ):
             MoleculeDataModule(str(molecules), modalities=["smile"])
         with pytest.raises(RecipeError, match="named twice"):
@@ -396,7 +397,9 @@ class TestVectors:
         assert known <= {word for text in train for word in re.findall(r"\b\w\w+\b", text.lower())}
         samples = data.make_samples([Key(i, 0) for i in range(len(data.table))])
         lacking = [i for i, text in enumerate(data.table.text or []) if text is None]
-        assert [i for i, sample in enumerate(samples) if "words" not in sample.vectors] == lacking
+        assert [
+            i for i, numbers in enumerate(dense_rows([s.vectors for s in samples])) if "words" not in numbers
+        ] == lacking
         assert len(lacking) == 1
         rows = data.collate(samples)["words"]
         assert rows.values.shape == (len(samples) - 1, 300)

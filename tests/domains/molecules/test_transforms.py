@@ -28,7 +28,7 @@ from polyfm.domains.molecules.transforms import (
     Standardiser,
     Words,
 )
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import DataError, RecipeError
 
 RARE = [
     "[Og]", "[2H]C([2H])([2H])O", "[13CH4]", "C[C@@H](O)[C@H](N)C", "F/C=C\\F", "[NH3+]CC([O-])=O", "[Fe+2].[Cl-].[Cl-]",
@@ -206,6 +206,11 @@ class TestWords:
         acid, an = 1.0, np.log(4 / 3) + 1
         row = np.array([acid, an * (1 + np.log(2)), 0, 0, 0])
         np.testing.assert_allclose(found, [row / np.linalg.norm(row), np.zeros(5), np.zeros(5)])
+
+    @pytest.mark.parametrize("texts", [[], [""], ["acid", "base"], ["!", "! ?"]])
+    def test_texts_without_a_word_in_common_are_one_message(self, texts: list[str]) -> None:
+        with pytest.raises(DataError, match=f"of {len(texts)} descriptions .* no two have a word in common"):
+            Words(5).fit(texts)
 
     def test_the_rarest_are_left_out(self) -> None:
         assert Words(1).fit(self.TEXTS).words == ["acid"]

@@ -68,6 +68,18 @@ def test_another_modality_and_the_contrastive_space(polyfm: Polyfm, runs: Any, n
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+def test_the_modality_is_one_that_the_items_have(
+    polyfm: Polyfm, runs: Any, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["fit", "molecules/words_features", "--size", "small", "--data.path", runs.data, "--out", tmp_path / "run"]
+    assert polyfm(*words, "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false").code == 0
+    shown = polyfm("embed", tmp_path / "run", new, "--out", tmp_path / "v.npz")
+    assert "made of features; --modality makes them of words" in shown.out
+    assert np.isfinite(read(tmp_path / "v.npz")[1]).all()
+    shown = polyfm("embed", tmp_path / "run", new, "--modality", "words", "--out", tmp_path / "v.npz")
+    assert "5 items have no words: NaN in their place" in shown.out
+
+
 def test_the_contrastive_space_is_left_behind_by_fine_tuning(
     polyfm: Polyfm, runs: Any, new: Path, tmp_path: Path
 ) -> None:

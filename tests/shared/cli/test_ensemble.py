@@ -149,7 +149,7 @@ def test_a_member_that_stopped_goes_on_with_its_own_seed(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "_save", stop)
         with pytest.raises(RuntimeError, match="pulled the plug"):
-            fit(runs, tmp_path / "stopped", *words)
+            fit(runs, tmp_path / "stopped", *words, "--debug")
     assert polyfm("predict", tmp_path / "stopped", runs.data, "--out", tmp_path / "p.csv").code == 2
     shown = polyfm("fit", "--resume", tmp_path / "stopped")
     assert shown.code == 0, shown.err

@@ -91,7 +91,7 @@ class TestResume:
     def fit(self, polyfm: Polyfm, runs: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
         words = (*self.WORDS, "--config", runs.tiny_property, "--data.path", runs.data, "--init_from", runs.spmm)
-        return lambda out: polyfm("fit", *words, "--out", out)
+        return lambda out, *more: polyfm("fit", *words, "--out", out, *more)
 
     def test_a_stopped_run_is_finished_as_if_it_had_never_stopped(
         self, polyfm: Polyfm, fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +110,7 @@ class TestResume:
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoint, "_save", stop)
             with pytest.raises(RuntimeError, match="pulled the plug"):
-                fit(tmp_path / "stopped")
+                fit(tmp_path / "stopped", "--debug")
         shown = polyfm("fit", "--resume", tmp_path / "stopped")
         assert shown.code == 0, shown.err
         whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
@@ -121,6 +121,19 @@ class TestResume:
         assert {key: whole.metrics()[key] for key in same} == {key: stopped.metrics()[key] for key in same}
         curves = [pd.read_csv(run.curves)[["step", "valid/score"]].dropna() for run in (whole, stopped)]
         pd.testing.assert_frame_equal(curves[0].reset_index(drop=True), curves[1].reset_index(drop=True))
+
+    def test_what_was_learnt_of_the_data_is_not_learnt_again(
+        self, polyfm: Polyfm, fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that started from another one has tokens of its own; what it counts by them must not change."""
+        fit(tmp_path / "run")
+
+        def learn(*_: Any) -> None:
+            raise AssertionError("fitted anew")
+
+        monkeypatch.setattr("polyfm.domains.molecules.data.MoleculeDataModule.fit_transforms", learn)
+        shown = polyfm("fit", "--resume", tmp_path / "run")
+        assert shown.code == 0, shown.err
 
     def test_a_finished_run_may_be_resumed(self, polyfm: Polyfm, fit: Callable[..., Any], tmp_path: Path) -> None:
         fit(tmp_path / "run")
@@ -161,6 +174,15 @@ class TestRefused:
         "no such run to resume": (["--resume", "FOLDER"], 2, "not the folder of a run"),
         "resume with more words": (["--resume", "SPMM", "--trainer.max_epochs=9"], 2, "--resume takes the run's own recipe"),
         "no GPU": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accelerator=gpu"], 4, "--trainer.accelerator gpu: Lightning refuses this trainer: No supported gpu"),
+        "more processes than a CPU has room for": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accelerator=cpu", "--trainer.devices=999"], 2, "processes on this machine's CPU, not"),
+        "seed below 0": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--seed_everything=-1"], 2, "--seed_everything: expected a whole number from 0 to 4294967295, not -1"),
+        "seed too large": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--seed_everything=99999999999"], 2, "from 0 to 4294967295"),
+        "no micro-batch": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.accumulate_grad_batches=0"], 2, "--trainer.accumulate_grad_batches: expected at least 1, not 0"),
+        "no width": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--model.encoders.smiles.width=0"], 4, "expected at least 1, not 0"),
+        "depth below 0": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--model.encoders.smiles.backbone.depth=-1"], 4, "expected at least 0 blocks, not -1"),
+        "fewer vectors than tokens": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--model.encoders.smiles.embedder.vocabulary=20"], 4, "tokens, the embedder of smiles is made for 20"),
+        "other columns than words": (["molecules/words_features", "--size", "small", "--data.path", "DATA", "--data.text_vocabulary=500"], 4, "the data have 500 columns, the embedder of words is made for"),
+        "numbers as texts": (["molecules/molfm", "--size", "small", "--data.path", "DATA", "--data.text", "activity"], 3, "the column of descriptions (activity) holds no words"),
         "no time": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_time=foo"], 4, "is not a valid duration"),
         "texts of one token": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--data.max_text_tokens=1"], 2, "--data.max_text_tokens: expected at least 3"),
         "no pass": (["SMALL", "--data.path", "DATA", "--data.targets=activity", "--trainer.max_epochs=0"], 2, "--trainer.max_epochs: expected at least 1, or -1 for no limit, not 0"),

@@ -97,6 +97,27 @@ def test_the_command_and_the_module_are_the_same(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
+def test_what_nobody_foresaw_is_one_line(polyfm: Polyfm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> Any:
+        raise RuntimeError("mat1 and mat2\ndo not fit")
+
+    monkeypatch.setattr(module.importlib, "import_module", fail)
+    shown = polyfm("list")
+    assert (shown.code, shown.err.count("\n")) == (1, 1)
+    assert shown.err.startswith("polyfm: RuntimeError: mat1 and mat2 do not fit. This was not foreseen: with --debug")
+    with pytest.raises(RuntimeError):
+        main(["list", "--debug"])
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(polyfm: Polyfm, runs: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for verb in (["embed", runs.spmm, runs.data, "--out", tmp_path / "file" / "v.npz"], ["fit", "molecules/spmm", "--size", "small", "--data.path", runs.data, "--out", tmp_path / "file" / "run"]):  # fmt: skip
+        shown = polyfm(*verb)
+        assert shown.code == 1
+        assert str(tmp_path / "file") in shown.err
+        assert shown.err.count("\n") == 1
+
+
 def test_a_full_disk_is_one_line(polyfm: Polyfm, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(_: str) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")

@@ -103,3 +103,11 @@ def test_interval_of_the_mean_reciprocal_rank() -> None:
     assert 0.25 <= low < result.mrr == 0.5 < high <= 1.0
     assert result.mrr_interval() == (low, high)
     assert found([2, 2, 2]).mrr_interval() == (0.5, 0.5)
+
+
+def test_vectors_that_are_no_numbers_rank_last() -> None:
+    """A model that diverged must not look perfect."""
+    vectors = np.eye(5)
+    assert retrieve(vectors, vectors).mrr == 1
+    assert (retrieve(np.full((5, 5), np.nan), vectors).ranks == 5).all()
+    assert (retrieve(vectors, np.full((5, 5), np.nan)).ranks == 5).all()

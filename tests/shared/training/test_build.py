@@ -214,7 +214,7 @@ WRONG_RECIPES = {
     "type: one for many": ("modalities: [smiles]", "modalities: smiles", "data.modalities: expected a list, not 'smiles'"),
     "type of the trainer": ("  max_epochs: 2", "  max_epochs: many", "trainer.max_epochs: expected a whole number, not 'many'"),
     "choice": ("  kind: auto", "  kind: regresion", "model.kind: 'regresion' is no choice. Did you mean 'regression'?"),
-    "value: a modality": ("modalities: [smiles]", "modalities: [smile]", "data.modalities: molecules have no modality 'smile'. Choose from: smiles, properties, graph"),
+    "value: a modality": ("modalities: [smiles]", "modalities: [smile]", "data.modalities: molecules have no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph"),
     "top-level key": ("trainer:", "trianer:", "unknown key 'trianer'. Did you mean 'trainer'?"),
     "a name of torch's": ("    smiles:\n", "    keys:\n", "model.encoders: 'keys' is a name that torch keeps for itself. Choose another, such as keys_1"),
     "os.system": ("class_path: Transformer", "class_path: os.system", "model.encoders.smiles.backbone: 'os.system' may not be named in a recipe"),

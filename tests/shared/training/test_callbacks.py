@@ -12,10 +12,10 @@ import lightning as L
 import pytest
 import torch
 
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import DivergenceError, RecipeError
 from polyfm.shared.objectives.masked import MaskedTokens
 from polyfm.shared.training import callbacks
-from polyfm.shared.training.callbacks import Bar, Checkpoint, Patience, Throughput
+from polyfm.shared.training.callbacks import Bar, Checkpoint, Divergence, Patience, Throughput
 from polyfm.shared.training.checkpoint import read_checkpoint
 
 
@@ -51,6 +51,30 @@ def test_throughput_counts_samples_and_waiting_but_not_validation(monkeypatch: p
 
 def test_before_the_first_step_there_is_no_division_by_zero() -> None:
     assert (Throughput().samples_per_second, Throughput().waiting) == (0.0, 0.0)
+
+
+class TestDivergence:
+    def test_a_run_whose_loss_is_no_number_stops_and_leaves_no_checkpoint_of_it(
+        self, pretrain: Callable[..., Any], toy: Any, trainer: Callable[..., L.Trainer], tmp_path: Path
+    ) -> None:
+        class Lost(L.Callback):
+            def on_before_optimizer_step(self, trainer: L.Trainer, task: Any, optimizer: Any) -> None:
+                if trainer.global_step == 2:
+                    next(task.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
+
+        checkpoint = Checkpoint(every_n_steps=1).within(tmp_path)
+        run = trainer(max_epochs=9, enable_checkpointing=True, callbacks=[Lost(), Divergence(), checkpoint])
+        with pytest.raises(DivergenceError, match="no number any more, at step 4 .* Train with a lower rate"):
+            run.fit(pretrain(), toy())
+        state = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+        assert state["global_step"] == 3
+
+    def test_finite_losses_are_let_through(
+        self, pretrain: Callable[..., Any], toy: Any, trainer: Callable[..., L.Trainer]
+    ) -> None:
+        run = trainer(max_epochs=1, callbacks=[Divergence(every=1)])
+        run.fit(pretrain(), toy())
+        assert run.global_step > 1
 
 
 def test_the_bar_shows_speed_and_waiting(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -21,8 +22,9 @@ from polyfm.shared.cli.fit import start_from
 from polyfm.shared.cli.main import main
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import Grids, TokenIds
-from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.errors import DataError, RecipeError, UsageError
 from polyfm.shared.tokens import clip_patches, positions, text
+from polyfm.shared.tokens.tokenizer import TextTokenizer
 from polyfm.shared.training.init_from import FAMILIES, InitFrom, Pretrained
 from polyfm.shared.training.recipe import find_recipe
 
@@ -216,7 +218,11 @@ class TestFolder:
             ('{"model_type": "t5"}', "there is no key map for model_type 't5'. Known: bert, roberta"),
             ('{"model_type": {"a": 1}}', "there is no key map"),
             ('{"model_type": "bert"}', "lacks or misstates 'hidden_size'"),
-            ('{"model_type": "bert", "hidden_size": []}', "lacks or misstates"),
+            ('{"model_type": "bert", "hidden_size": []}', "hidden_size must be a whole number from 1 to 1,048,576"),
+            (json.dumps({**BERT, "model_type": "bert", "hidden_size": -32}), "from 1 to 1,048,576, not -32"),
+            (json.dumps({**BERT, "model_type": "bert", "vocab_size": 10**12}), "vocab_size must be a whole number"),
+            (json.dumps({**BERT, "model_type": "bert", "num_hidden_layers": "2"}), "from 1 to 1,048,576, not '2'"),
+            (json.dumps({**BERT, "model_type": "bert", "layer_norm_eps": "a"}), "lacks or misstates"),
             (json.dumps({**BERT, "model_type": "bert", "hidden_act": "swish"}), "no activation 'swish'"),
             (json.dumps({**BERT, "model_type": "electra", "embedding_size": 8}), "embeddings of another width"),
             (
@@ -296,6 +302,7 @@ def test_fit_starts_from_a_folder_of_transformers(
     monkeypatch.setattr("polyfm.domains.molecules.baselines.TREES", 2)
     config = {**ROBERTA, "vocab_size": 300, "max_position_embeddings": 514}
     transformers.RobertaForMaskedLM(transformers.RobertaConfig(**config)).save_pretrained(tmp_path / "theirs")
+    TextTokenizer(300).fit(["CCO"])._fitted.save(str(tmp_path / "theirs" / "tokenizer.json"))
     (tmp_path / "tiny.yaml").write_text(TINY)
     words = [
         "fit",
@@ -367,11 +374,53 @@ class TestTokenizer:
         with pytest.raises(DataError, match="neither tokenizer.json nor vocab.txt"):
             start_from(f"text={folder}", find_recipe("molecules/molfm").sized("small"))
 
-    def test_what_is_no_natural_language_keeps_its_own(self, bert_with_words: Path) -> None:
-        class Data:
-            tokenizers: dict[str, Any] = {}
+    def test_molecules_are_read_by_the_tokenizer_of_a_model_of_molecules(
+        self, bert_with_words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As of ChemBERTa: its ids are not ours."""
+        (bert_with_words / "vocab.txt").write_text("\n".join([*WORDS[:5], *"cnoCNOSPF()=[]123+-", "##C", "##c"]) + "\n")
+        (bert_with_words / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        config = {**BERT, "vocab_size": 26, "max_position_embeddings": 256}
+        transformers.BertModel(transformers.BertConfig(**config)).save_pretrained(bert_with_words)
+        path = write_synthetic(tmp_path, n=60)
+        words = (
+            f"fit molecules/property --size small --out {tmp_path / 'run'} --data.path {path} --data.targets activity"
+        )
+        quiet = "--trainer.max_steps 1 --trainer.enable_progress_bar false"
+        assert main([*f"{words} {quiet}".split(), "--init_from", str(bert_with_words)]) == 0, capsys.readouterr().err
+        theirs = transformers.BertTokenizerFast(str(bert_with_words / "vocab.txt"), do_lower_case=False)
+        run = polyfm.load(tmp_path / "run")
+        assert run.data.encode("CC(=O)N").tolist() == theirs("CC(=O)N")["input_ids"]
+        assert np.isfinite(run.embed(["CC(=O)N"])).all()
+        after = (
+            f"fit molecules/property --size small --out {tmp_path / 'after'} --data.path {path} --data.targets activity"
+        )
+        assert main([*f"{after} {quiet}".split(), "--init_from", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+        assert polyfm.load(tmp_path / "after").data.encode("CC(=O)N").tolist() == theirs("CC(=O)N")["input_ids"]
 
-        Pretrained(bert_with_words).hand_tokenizer(Data(), "smiles")
+    def test_a_tokenizer_with_more_tokens_than_the_weights_is_refused(
+        self, bert_with_words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (bert_with_words / "vocab.txt").write_text("\n".join([*WORDS, "more"]) + "\n")
+        path = write_synthetic(tmp_path, n=40)
+        words = (
+            f"fit molecules/property --size small --out {tmp_path / 'run'} --data.path {path} --data.targets activity"
+        )
+        assert main([*words.split(), "--init_from", str(bert_with_words)]) == DataError.exit_code
+        assert "this tokenizer knows 14 tokens, the weights 13" in capsys.readouterr().err
+
+    def test_an_encoder_wider_than_the_fusion_is_refused(
+        self, bert_with_words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write_synthetic(tmp_path, n=40)
+        words = f"fit molecules/molfm --size small --out {tmp_path / 'run'} --data.path {path}"
+        assert main([*words.split(), "--init_from", f"text={bert_with_words}"]) == RecipeError.exit_code
+        assert "expected 32, the width of the text encoder that it joins, not 64" in capsys.readouterr().err
+
+    def test_what_reads_no_tokens_is_given_no_tokenizer(self, bert_with_words: Path) -> None:
+        encoder = nn.Module()
+        encoder.embedder = nn.Linear(1, 1)
+        Pretrained(bert_with_words).hand_tokenizer(None, "image", encoder)
         tree = {"model": {"encoders": {"words": {"embedder": "TextTokens"}}, "objectives": {"next": "CausalLM"}}}
         assert start_from(bert_with_words, tree)["model"]["objectives"] == {"next": "CausalLM"}
 

@@ -254,7 +254,7 @@ def test_house_rules_of_recipes(name: str) -> None:
 @pytest.mark.parametrize(
     ("encoders", "names"),
     [
-        (["smiles", "properties"], ["molecules/property"]),
+        (["smiles", "properties"], ["molecules/property", "molecules/property_views"]),
         (["graph", "text", "knowledge"], ["molecules/graph_property"]),
         (["conformer"], ["molecules/conformer_property"]),
         (["nothing"], []),

@@ -107,6 +107,15 @@ def test_data_environment_and_command(tmp_path: Path, toy: Any, monkeypatch: pyt
     assert content["data"]["num_read"] == 24
 
 
+@pytest.mark.parametrize("name", ["environment.json", "metrics.json", "ensemble.json"])
+@pytest.mark.parametrize("left", ['{"data": {"sour', "", "[1]"])
+def test_what_was_cut_off_is_told(tmp_path: Path, name: str, left: str) -> None:
+    (tmp_path / name).write_text(left)
+    run = RunFolder(tmp_path)
+    with pytest.raises(DataError, match=f"{name}: this file of the run is damaged"):
+        {"environment.json": run.environment, "metrics.json": run.metrics, "ensemble.json": run.plan}[name]()
+
+
 def test_the_next_free_folder(tmp_path: Path) -> None:
     assert next_free(tmp_path, "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
