@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
 from polyfm.domains.molecules.baselines import nearest_structures, nearest_texts, text_vectors
 from polyfm.domains.molecules.data import MoleculeDataModule
@@ -19,6 +16,7 @@ from polyfm.domains.molecules.objectives import ConformerObjective
 from polyfm.domains.molecules.render import card, text_card
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.data.sampler import Key
+from polyfm.shared.evaluation.embedding import embed_part, found_by
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
 from polyfm.shared.evaluation.reranking import best_alpha, candidates
@@ -78,37 +76,20 @@ def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, fl
     Returns:
         Metrics by name, the retrievals by direction, and the pool: rows of the test part that have all the modalities.
     """
-    sides = {name: found for name, found in embed_part(task, data, "test").items() if found.projected is not None}
-    if len(sides) < 2:
-        return {}, {}, np.zeros(0, dtype=np.int64)
-    pool: np.ndarray = functools.reduce(np.intersect1d, [side.rows for side in sides.values()])
-    if not len(pool):
+    found, pool = found_by(task, data, "test")
+    if not found:
         return {}, {}, pool
-    vectors = {name: side.projected[np.isin(side.rows, pool)] for name, side in sides.items()}  # type: ignore[index]
-    found = {f"{a} → {b}": retrieve(vectors[a], vectors[b]) for a, b in itertools.permutations(vectors, 2)}
     kinds = {type(objective): objective for objective in task.objectives.values()}
     if MaxOfHinges in kinds and Matching in kinds:
         found |= reranked(task, data, kinds[Matching])
-    metrics = {f"retrieval/{key}": value for name, one in found.items() for key, value in _measured(name, one).items()}
+    metrics = {f"retrieval/{key}": value for name, one in found.items() for key, value in one.measured(name).items()}
     metrics["retrieval/chance_r@10"] = next(iter(found.values())).chance(10)
-    if not OF_DESCRIPTIONS.isdisjoint(sides):
+    if not OF_DESCRIPTIONS.isdisjoint(task.model.encoders):
         linear = text_baseline(data, data.part("test")[pool])
         for name, one in linear.items():
-            metrics |= {f"baseline/tfidf_ridge/{key}": value for key, value in _measured(name, one).items()}
+            metrics |= {f"baseline/tfidf_ridge/{key}": value for key, value in one.measured(name).items()}
         found |= {f"{name}, words to ECFP4 by ridge": one for name, one in linear.items()}
     return metrics, found, pool
-
-
-def _measured(name: str, found: Retrieval) -> dict[str, float]:
-    """Of one direction, by the names of metrics; the ends of 95 % intervals stand one level deeper."""
-    key = name.replace(" → ", "-").replace(", ", "+")
-    metrics = {f"{key}/mrr": found.mrr} | {f"{key}/r@{k}": found.recall(k) for k in (10, 5, 1)}
-    ends = {"mrr": found.mrr_interval()} | {f"r@{k}": found.interval(k) for k in (1, 5, 10)}
-    return metrics | {
-        f"{key}/{metric}/{end}": value
-        for metric, both in ends.items()
-        for end, value in zip(("low", "high"), both, strict=True)
-    }
 
 
 def reranked(task: Any, data: MoleculeDataModule, head: Matching) -> dict[str, Retrieval]:
@@ -140,50 +121,6 @@ def text_baseline(data: MoleculeDataModule, pool: np.ndarray) -> dict[str, Retri
         return {}
     said, drawn = text_vectors(data.table.smiles, texts, train, pool, data.seed)
     return {"molecule → text": retrieve(drawn, said), "text → molecule": retrieve(said, drawn)}
-
-
-class Embedded(NamedTuple):
-    """Vectors of the molecules of a part that have a modality."""
-
-    pooled: np.ndarray
-    """(n, D)."""
-    projected: np.ndarray | None
-    """(n, d) of unit length; None if the encoder has no projection."""
-    rows: np.ndarray
-    """(n,) places within the part."""
-
-
-@torch.inference_mode()
-def embed_part(task: Any, data: MoleculeDataModule, part: str) -> dict[str, Embedded]:
-    """Pooled and projected vectors of a part, by modality.
-
-    Args:
-        task: Trained.
-        data: Set up.
-        part: train, valid or test.
-    """
-    task.eval()
-    pooled: dict[str, list[np.ndarray]] = {}
-    projected: dict[str, list[np.ndarray]] = {}
-    rows: dict[str, list[np.ndarray]] = {}
-    start = 0
-    for batch in data.loader(part, shuffle=False):
-        batch = batch.to(task.device)
-        for name, encoder in task.model.encoders.items():
-            features = encoder(batch[name])
-            pooled.setdefault(name, []).append(features.pooled.float().cpu().numpy())
-            rows.setdefault(name, []).append(features.rows.cpu().numpy() + start)
-            if features.projected is not None:
-                projected.setdefault(name, []).append(features.projected.float().cpu().numpy())
-        start += len(batch)
-    return {
-        name: Embedded(
-            pooled=np.concatenate(parts),
-            projected=np.concatenate(projected[name]) if name in projected else None,
-            rows=np.concatenate(rows[name]),
-        )
-        for name, parts in pooled.items()
-    }
 
 
 def retrieval_panel(

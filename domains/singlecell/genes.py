@@ -187,6 +187,16 @@ class GeneVocabulary:
         symbols = [built.symbols[gene] or built.ensembl[gene] for gene in keep]
         return cls(symbols, [built.ensembl[gene] for gene in keep], built.species, built.aliases)
 
+    def select(self, keep: Iterable[int]) -> Self:
+        """Only some of the genes, numbered anew.
+
+        Args:
+            keep: Their ids, in order.
+        """
+        genes = [int(gene) for gene in keep]
+        symbols, ensembl = [self.symbols[gene] for gene in genes], [self.ensembl[gene] for gene in genes]
+        return type(self)(symbols, ensembl, self.species, dict(self.aliases))
+
     def _add(self, symbol: str, stable: str) -> int:
         """The gene of that name, new if need be, with what is learnt of its other name."""
         gene = self.find(symbol, stable)

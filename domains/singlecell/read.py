@@ -18,7 +18,7 @@ in `CellTable.remarks`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +101,22 @@ class CellTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, cells: slice) -> CellBlock:
+        """Some cells with their counts: a table is a sequence of cells that are read when they are looked at."""
+        return self.read(range(*cells.indices(len(self))))
+
+    def narrow(self, keep: NDArray[np.int64]) -> CellTable:
+        """The same cells with only some of the genes; the files are not read again.
+
+        Args:
+            keep: (k,) ids of the vocabulary, rising.
+        """
+        place = np.full(len(self.vocabulary) + 1, -1, np.int32)  # one more, for what is outside: its id is -1
+        place[keep] = np.arange(len(keep))
+        for matrix in self.matrices:
+            matrix.number(place[matrix.ids[matrix.is_gene]])
+        return replace(self, vocabulary=self.vocabulary.select(keep))
+
     @property
     def sources(self) -> list[CellStore]:
         """The stores of the files."""
@@ -136,6 +152,7 @@ class CellTable:
             totals=totals,
             texts=[None] * len(wanted) if self.text is None else [self.text[item] for item in wanted],
             proteins=None if self.proteins is None else self.proteins[wanted],
+            counts=self.kind is Kind.COUNTS,
             targets={LABELS: self.targets[wanted]} if self.target_names else {},
         )
 
@@ -398,12 +415,7 @@ def _frequent(
     )
     if not len(keep):
         raise DataError(f"no gene is in {least} cells", where=matrices[0].store.path, remedy="Lower data.min_cells")
-    return GeneVocabulary(
-        [vocabulary.symbols[gene] for gene in keep],
-        [vocabulary.ensembl[gene] for gene in keep],
-        vocabulary.species,
-        vocabulary.aliases,
-    )
+    return vocabulary.select(keep)
 
 
 def _judge(

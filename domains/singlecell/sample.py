@@ -1,4 +1,4 @@
-"""`CellBlock`: some cells as read, as sparse rows, before any tokens.
+"""`CellBlock`: some cells as read, as sparse rows, before any tokens; `Genes`: their tokens.
 
 A block is the unit, not a cell: hundreds of thousands of cells a second leave no time for a Python object each.
 """
@@ -11,9 +11,28 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from polyfm.shared.data import ragged
+from polyfm.shared.data.batch import TokenIds
 from polyfm.shared.data.carrier import Carrier
 from polyfm.shared.errors import UsageError
+
+PAD, CLS, MASK = range(3)
+SPECIALS = 3
+"""Ids below stand for no gene; the vocabulary's gene g has the id g + 3."""
+
+
+class Genes(TokenIds):
+    """Genes with a value each, packed end to end; [CLS], whose value is 0, is the first of each cell."""
+
+    values: Tensor
+    """(T,) float32: bins, or normalised expression."""
+
+    def select(self, keep: Tensor) -> Genes:
+        """The same cells, only some of them (or some twice)."""
+        index, cu_seqlens = ragged.take(self.cu_seqlens, keep)
+        return Genes(rows=self.rows[keep], ids=self.ids[index], values=self.values[index], cu_seqlens=cu_seqlens)
 
 
 class CellBlock(Carrier):
@@ -30,21 +49,27 @@ class CellBlock(Carrier):
     genes: NDArray[np.int32]
     """(nnz,) ids of the vocabulary, rising and different within a cell."""
     values: NDArray[np.float32]
-    """(nnz,) UMI or read counts, or log1p-normalised expression; `CellTable.kind` says which. None is 0."""
+    """(nnz,) UMI or read counts, or log1p-normalised expression. None is 0."""
     totals: NDArray[np.float32]
     """(n,) library size: the sum over all genes of the file, also those outside the vocabulary."""
     texts: list[str | None]
     """n descriptions in natural language."""
     proteins: NDArray[np.float32] | None = None
     """(n, P) counts of surface proteins, NaN where not measured."""
+    counts: bool = True
+    """Whether the values are counts; else they are log-normalised."""
+    drawn: int = 0
+    """In which pass over the data, from 1, random choices are made; 0 for those that never change."""
     targets: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     """By name: (n, tasks) values, or indices of classes, NaN where missing. Empty in pre-training."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Self:
-        """A block of one cell."""
+    def __getitem__(self, index: int | slice) -> Self:
+        """A block of one cell, or of some."""
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.select([index % len(self)])
@@ -97,6 +122,8 @@ class CellBlock(Carrier):
             genes=np.concatenate([block.genes for block in blocks]),
             values=np.concatenate([block.values for block in blocks]),
             totals=np.concatenate([block.totals for block in blocks]),
+            counts=blocks[0].counts,
+            drawn=blocks[0].drawn,
             texts=[text for block in blocks for text in block.texts],
             proteins=_stacked_proteins(blocks),
             targets={name: np.concatenate([block.targets[name] for block in blocks]) for name in blocks[0].targets},

@@ -257,3 +257,71 @@ def _choose(indptr: Array, priority: Array, most: int) -> tuple[NDArray[np.int64
             stays[places[cut][halves(keys)[1][_heads(local, most)]]] = True
     kept = np.flatnonzero(stays)
     return keep(indptr, kept), kept
+
+
+# --- Surface proteins -------------------------------------------------------------------------------------------------
+
+
+class ProteinScores:
+    """log1p of counts, standardised per protein; fitted on the training part.
+
+    Attributes:
+        names: P, of the proteins that a model knows.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.mean = self.scale = np.zeros(0)
+
+    def fit(self, counts: Array, names: list[str]) -> Self:
+        """Learn means and scales.
+
+        Args:
+            counts: (n, P), NaN where not measured.
+            names: P.
+
+        Raises:
+            DataError: A protein was measured in no cell of the training part.
+        """
+        values = np.log1p(np.asarray(counts, np.float64))
+        known = ~np.isnan(values)
+        if not known.any(0).all():
+            lacking = [name for name, there in zip(names, known.any(0), strict=True) if not there]
+            raise DataError(
+                f"no cell of the training part has {lacking[0]!r} measured",
+                remedy="Split otherwise (--data.split), or take the protein out",
+            )
+        self.names, count = list(names), known.sum(0)
+        self.mean = np.where(known, values, 0).sum(0) / count
+        spread = np.sqrt(np.where(known, (values - self.mean) ** 2, 0).sum(0) / count)
+        self.scale = np.where(spread > 0, spread, 1.0)
+        return self
+
+    def apply(self, counts: Array) -> NDArray[np.float32]:
+        """(n, P) scores, NaN where not measured.
+
+        Args:
+            counts: (n, P).
+        """
+        scores: NDArray[np.float32] = ((np.log1p(counts) - self.mean) / self.scale).astype(np.float32)
+        return scores
+
+    def invert(self, scores: Array) -> Array:
+        """(n, P) counts.
+
+        Args:
+            scores: (n, P).
+        """
+        return np.expm1(np.asarray(scores, np.float64) * self.scale + self.mean)
+
+    def state(self) -> dict[str, Any]:
+        """Names and numbers."""
+        return {"names": self.names, "mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over.
+
+        Args:
+            state: As made by `state`.
+        """
+        self.names, self.mean, self.scale = list(state["names"]), np.array(state["mean"]), np.array(state["scale"])

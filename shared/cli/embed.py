@@ -36,7 +36,7 @@ def run(words: Sequence[str]) -> None:
     items = model.data.samples_from(Path(ours.input), **reading)
     name = ours.modality or (model.modality_of(next(model.batches(items[:FEW]))) if items else "")
     vectors = model.embed(items, name, projected=ours.projected)
-    save(out, [item.id for item in items], vectors)
+    save(out, model.data.ids_of(items), vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
     others = [other for other in model.modalities if other != name]
     if others and not ours.modality:

@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.manifest import Notices, Quarantine
-from polyfm.shared.data.sampler import BatchSampler, Key, process_group
+from polyfm.shared.data.sampler import BatchSampler, Key, Passes, process_group
 from polyfm.shared.data.splits import Splits
 from polyfm.shared.errors import DataError, RecipeError, UsageError, require
 
@@ -84,6 +84,8 @@ class DataModule(L.LightningDataModule):
 
     INHERITED: ClassVar[tuple[str, ...]] = ()
     """Arguments that make items what encoders know: a run that starts from another one takes them over."""
+    LABELS: ClassVar[str] = "data.targets"
+    """The option that names the columns to be predicted."""
     READING: ClassVar[tuple[str, ...]] = ()
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
@@ -165,6 +167,14 @@ class DataModule(L.LightningDataModule):
             items: What `polyfm.load(run).embed` was given.
             reading: How a file is read, by the names in `READING`; what is not given is as in the run, or guessed.
         """
+
+    def ids_of(self, samples: Any) -> list[str]:
+        """Ids of samples, in their order.
+
+        Args:
+            samples: As from `samples_from`.
+        """
+        return [sample.id for sample in samples]
 
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -333,9 +343,30 @@ class DataModule(L.LightningDataModule):
             shuffle: Whether to draw an order.
             dealt: Whether the processes of a run share them; otherwise each gets all.
         """
-        indices = self.part(part)
         rank, world = process_group() if dealt else (0, 1)
-        sampler = BatchSampler(
+        samples, order = self.ordered(self.part(part), shuffle=shuffle, rank=rank, world=world)
+        generator = torch.Generator()
+        generator.manual_seed(self.seed)
+        return Loader(
+            samples,
+            batch_sampler=order,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=generator,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def ordered(self, indices: np.ndarray, *, shuffle: bool, rank: int, world: int) -> tuple[Dataset[Any], Passes]:
+        """Samples of a part by their place in it, and the batches that they come in.
+
+        Args:
+            indices: (n,) of the part.
+            shuffle: Whether to draw an order.
+            rank: Of this process.
+            world: Processes that share the batches.
+        """
+        order = BatchSampler(
             self.lengths()[indices],
             batch_size=max(min(self.batch_size, len(indices) // world), 1),
             token_budget=self.token_budget,
@@ -344,17 +375,7 @@ class DataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        generator = torch.Generator()
-        generator.manual_seed(self.seed)
-        return Loader(
-            Samples(partial(self._make_from, indices), len(indices)),
-            batch_sampler=sampler,
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
-            generator=generator,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+        return Samples(partial(self._make_from, indices), len(indices)), order
 
     def _make_from(self, indices: np.ndarray, keys: list[Key]) -> list[Any]:
         return self.make_samples([Key(int(indices[key.index]), key.epoch) for key in keys])

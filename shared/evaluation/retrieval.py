@@ -58,6 +58,21 @@ class Retrieval:
         """
         return _interval(1.0 / self.ranks, resamples, seed)
 
+    def measured(self, direction: str) -> dict[str, float]:
+        """By the names of metrics; the ends of 95 % intervals stand one level deeper.
+
+        Args:
+            direction: ``a → b``, and what was done beside.
+        """
+        key = direction.replace(" → ", "-").replace(", ", "+")
+        metrics = {f"{key}/mrr": self.mrr} | {f"{key}/r@{k}": self.recall(k) for k in (10, 5, 1)}
+        ends = {"mrr": self.mrr_interval()} | {f"r@{k}": self.interval(k) for k in (1, 5, 10)}
+        return metrics | {
+            f"{key}/{metric}/{end}": value
+            for metric, both in ends.items()
+            for end, value in zip(("low", "high"), both, strict=True)
+        }
+
 
 def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """Of the mean over queries."""

@@ -16,14 +16,15 @@ KINDS: dict[str, type[Target]] = {"regression": Regression, "binary": Binary, "m
 """By the word a user writes for ``--model.kind``."""
 
 
-def require_labels(names: list[str]) -> None:
+def require_labels(names: list[str], option: str = "data.targets") -> None:
     """Refuse data without a label column.
 
     Args:
         names: Of the label columns, known before anything is read.
+        option: By which a user names them.
     """
     if not names:
-        raise DataError("no label column is given", remedy="Name one: --data.targets COLUMN (several: [A,B])")
+        raise DataError("no label column is given", remedy=f"Name one: --{option} COLUMN (several: [A,B])")
 
 
 def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[str] | None = None) -> Target:

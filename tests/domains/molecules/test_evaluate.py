@@ -11,7 +11,6 @@ import pytest
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
     Embedded,
-    embed_part,
     embedding_map,
     evaluate,
     retrieval_metrics,

@@ -1,0 +1,84 @@
+"""Vectors of a part of the data, by modality, and how well one modality finds the other."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
+
+
+class Embedded(NamedTuple):
+    """Vectors of the items of a part that have a modality."""
+
+    pooled: np.ndarray
+    """(n, D)."""
+    projected: np.ndarray | None
+    """(n, d) of unit length; None if the encoder has no projection."""
+    rows: np.ndarray
+    """(n,) places within the part."""
+
+
+@torch.inference_mode()
+def embed_part(task: Any, data: DataModule, part: str) -> dict[str, Embedded]:
+    """Pooled and projected vectors of a part, by modality.
+
+    Args:
+        task: Trained.
+        data: Set up.
+        part: train, valid or test.
+    """
+    task.eval()
+    pooled: dict[str, list[np.ndarray]] = {}
+    projected: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, list[np.ndarray]] = {}
+    start = 0
+    for batch in data.loader(part, shuffle=False):
+        batch = batch.to(task.device)
+        for name, encoder in task.model.encoders.items():
+            features = encoder(batch[name])
+            pooled.setdefault(name, []).append(features.pooled.float().cpu().numpy())
+            rows.setdefault(name, []).append(features.rows.cpu().numpy() + start)
+            if features.projected is not None:
+                projected.setdefault(name, []).append(features.projected.float().cpu().numpy())
+        start += len(batch)
+    return {
+        name: Embedded(
+            pooled=np.concatenate(parts),
+            projected=np.concatenate(projected[name]) if name in projected else None,
+            rows=np.concatenate(rows[name]),
+        )
+        for name, parts in pooled.items()
+    }
+
+
+def found_by(
+    task: Any, data: DataModule, part: str, groups: np.ndarray | None = None
+) -> tuple[dict[str, Retrieval], np.ndarray]:
+    """Retrieval between every two modalities that are projected.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+        part: train, valid or test.
+        groups: (n,) of the items of the part: those of equal groups are one another's right answers.
+
+    Returns:
+        By direction, ``a → b``, and the pool: places within the part of the items that have all the modalities. Nothing
+        where there are none, or fewer than two modalities.
+    """
+    sides = {name: found for name, found in embed_part(task, data, part).items() if found.projected is not None}
+    if len(sides) < 2:
+        return {}, np.zeros(0, dtype=np.int64)
+    pool: np.ndarray = functools.reduce(np.intersect1d, [side.rows for side in sides.values()])
+    if not len(pool):
+        return {}, pool
+    vectors = {name: side.projected[np.isin(side.rows, pool)] for name, side in sides.items()}  # type: ignore[index]
+    of_pool = None if groups is None else groups[pool]
+    pairs = itertools.permutations(vectors, 2)
+    return {f"{a} → {b}": retrieve(vectors[a], vectors[b], of_pool) for a, b in pairs}, pool
