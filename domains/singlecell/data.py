@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key, Passes
 from polyfm.shared.data.splits import Splits, column_split, random_split
 from polyfm.shared.data.streaming import BlockOrder, PooledReads
-from polyfm.shared.errors import DataError, RecipeError, require
+from polyfm.shared.errors import DataError, RecipeError, UsageError, require
 from polyfm.shared.tokens.tokenizer import TextTokenizer
 
 MODALITIES = ("genes", "text", "proteins")
@@ -76,6 +77,7 @@ class CellDataModule(DataModule):
     INHERITED: ClassVar[tuple[str, ...]] = ("values", "bins", "max_genes", "text_vocabulary", "max_text_tokens")
     READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "min_overlap")
     LABELS: ClassVar[str] = "data.label"
+    SAVES: ClassVar[tuple[str, ...]] = (".h5ad",)
 
     table: CellTable
 
@@ -287,7 +289,7 @@ class CellDataModule(DataModule):
         """See `DataModule.samples_from`: a table whose counts are read batch by batch.
 
         Args:
-            items: Path of a file, of a 10x folder, or of a folder of files; or cells.
+            items: Path of a file, of a 10x folder, or of a folder of files; an AnnData; or cells.
             reading: By the names in `READING`.
 
         Raises:
@@ -295,6 +297,10 @@ class CellDataModule(DataModule):
         """
         if isinstance(items, CellTable | CellBlock):
             return items
+        if type(items).__name__ == "AnnData":
+            with TemporaryDirectory() as folder:
+                items.write_h5ad(Path(folder) / "cells.h5ad")
+                return self.samples_from(Path(folder) / "cells.h5ad", **reading, in_memory=True)
         if not isinstance(items, str | Path):
             raise DataError(
                 f"{type(items).__name__} is no file of cells", remedy="Give the path of an .h5ad, .zarr or 10x file"
@@ -311,6 +317,7 @@ class CellDataModule(DataModule):
             aliases=given["aliases"] or None,
             min_overlap=float(given["min_overlap"]),
             quality=self.quality,
+            in_memory=given.get("in_memory"),
         )
         self.quarantine, self.notices = table.quarantine, table.notices
         self.source, self.remarks = str(items), self._announced(table)
@@ -319,6 +326,18 @@ class CellDataModule(DataModule):
     def ids_of(self, samples: Any) -> list[str]:
         """See `DataModule.ids_of`."""
         return list(samples.ids)
+
+    def save_vectors(self, model: Any, source: Path, out: Path, samples: Any, vectors: np.ndarray, name: str) -> None:
+        """See `DataModule.save_vectors`: the file itself with the vectors in it, ready for scanpy."""
+        from polyfm.domains.singlecell.annotated import annotations, write_annotated
+
+        if len(samples.matrices) > 1:
+            raise UsageError(
+                "several files have no AnnData of their own",
+                where=source,
+                remedy="Embed them one by one, or write .parquet",
+            )
+        write_annotated(source, out, annotations(model, samples, vectors, name))
 
     def collate(self, samples: CellBlock | Sequence[CellBlock]) -> Batch:
         """See `DataModule.collate`."""

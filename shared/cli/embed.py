@@ -21,11 +21,16 @@ def run(words: Sequence[str]) -> None:
     parser = Arguments("embed", "One vector per item of INPUT, in its order, with its id.", READING)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("input", help="file with new items")
-    parser.add_argument("--out", required=True, help="result: .parquet or .npz")
+    parser.add_argument("--out", required=True, help="result: .parquet or .npz, or the field's own (.h5ad)")
     parser.add_argument("--modality", default="", help="which encoder; by default the run's first that the items have")
     parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
     ours, given = parser.parse_reading(words)
-    out = result_file(ours.out, ours.input, (".parquet", ".npz"), "vectors.parquet")
+    suffixes: tuple[str, ...] = (".parquet", ".npz")
+    if Path(ours.out).suffix not in suffixes:
+        from polyfm.shared.deployment.inference import data_of
+
+        suffixes += data_of(ours.run).SAVES
+    out = result_file(ours.out, ours.input, suffixes, "vectors.parquet")
 
     import numpy as np
 
@@ -36,7 +41,10 @@ def run(words: Sequence[str]) -> None:
     items = model.data.samples_from(Path(ours.input), **reading)
     name = ours.modality or (model.modality_of(next(model.batches(items[:FEW]))) if items else "")
     vectors = model.embed(items, name, projected=ours.projected)
-    save(out, model.data.ids_of(items), vectors)
+    if out.suffix in model.data.SAVES:
+        model.data.save_vectors(model, Path(ours.input), out, items, vectors, name)
+    else:
+        save(out, model.data.ids_of(items), vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
     others = [other for other in model.modalities if other != name]
     if others and not ours.modality:

@@ -90,6 +90,9 @@ class DataModule(L.LightningDataModule):
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
 
+    SAVES: ClassVar[tuple[str, ...]] = ()
+    """Further endings of files that `save_vectors` writes: the field's own formats."""
+
     splits: Splits
     """Which sample belongs to which part; set by `setup`."""
     quarantine: Quarantine
@@ -183,6 +186,19 @@ class DataModule(L.LightningDataModule):
         Args:
             samples: Transformed.
         """
+
+    def save_vectors(self, model: Any, source: Path, out: Path, samples: Any, vectors: np.ndarray, name: str) -> None:
+        """Write vectors, and what a fine-tuned model predicts, in a format of the field's own.
+
+        Args:
+            model: A `LoadedModel`.
+            source: The file that was embedded.
+            out: Ends in one of `SAVES`.
+            samples: n, as from `samples_from`.
+            vectors: (n, D).
+            name: The modality that they are of.
+        """
+        raise TypeError(f"{type(self).__name__} has no save_vectors")
 
     def target_names(self) -> list[str]:
         """Names of the labels; empty in pre-training."""

@@ -39,7 +39,22 @@ KNOWLEDGE = 49151 * 256 + 256 * D + D
 PAIRS = 2 * 29 * 29 + 2 * 128 + (128 * 128 + 128) + (128 * 64 + 64)
 CONFORMER = 29 * 512 + 2 * 512 + PAIRS + 2 * 512 + 15 * (4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512)
 
+
+def layer(width: int, inner: int) -> int:
+    """Of a BERT layer."""
+    return 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+
+
+# scGPT: 60,000 genes of 512 and their values, a norm for each, 12 layers of 512 and 512.
+CELL = 60000 * 512 + 4 * 512 + 2 * 512 + (512 * 512 + 512) + 12 * layer(512, 512)
+
 PARAMETERS = {
+    # Theodoris et al.'s 6 layers of 256 and 512, here over 60,000 genes: 10 million with their 25,426. The token head.
+    "singlecell/geneformer": (60000 + 2048) * 256 + 2 * 256 + 6 * layer(256, 512) + (256 * 256 + 256 + 2 * 256 + 60000),
+    # Cui et al. name 12 layers of 512 with 8 heads. The decoder of values, the query and the cell's map.
+    "singlecell/scgpt": CELL + 2 * (512 * 512 + 512) + 512 + 1 + (512 * 512 + 512) + 512 * 512,
+    # The same; the head is made when the labels are known. No paper of its own.
+    "singlecell/annotate": CELL,
     # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
     # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
     "molecules/spmm": SMILES + PROPERTIES + 2 * PROJECTION + 6 * CROSS_LAYER
@@ -70,7 +85,12 @@ WRITERS = {"ReactionDataModule": "write_reactions"}
 """Of synthetic data, by the data module."""
 
 # What a recipe's data need beside a path, by domain and task.
-FLAGS = {("molecules", "finetune"): ["--data.targets=[activity]"], ("molecules", "pretrain"): []}
+FLAGS = {
+    ("molecules", "finetune"): ["--data.targets=[activity]"],
+    ("molecules", "pretrain"): [],
+    ("singlecell", "finetune"): ["--data.label=[cell_type]"],
+    ("singlecell", "pretrain"): [],
+}
 
 
 @pytest.fixture(scope="module", params=recipe_names())

@@ -28,7 +28,7 @@ from polyfm.shared.training.checkpoint import read_checkpoint
 from polyfm.shared.training.recipe import find_recipe, recipe_names
 
 EPOCHS, BATCHES = 2, 4
-SMALL = {"molecules": "molecules/spmm"}
+SMALL = {"molecules": "molecules/spmm", "singlecell": "singlecell/scgpt"}
 """The recipe of each domain that goes through the whole matrix."""
 OTHERS = [name for name in recipe_names() if name not in SMALL.values()]
 
@@ -52,6 +52,7 @@ QUICK = [
     ("molecules/spmm", "SIGKILL", "in validation", "validation after passes", 3, 0),
     ("molecules/spmm", "SIGTERM", "in a step", "validation after passes", 3, 2),
     ("molecules/spmm", "SIGTERM", "in validation", "validation within passes", 1, 0),
+    ("singlecell/scgpt", "SIGKILL", "in a step", "validation within passes", 1, 2),
 ]
 CASES = [
     pytest.param(*case, id=", ".join(map(str, case)), marks=() if case in QUICK else pytest.mark.full)

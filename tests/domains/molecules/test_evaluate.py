@@ -17,6 +17,7 @@ from polyfm.domains.molecules.evaluate import (
     retrieval_panel,
     told_properties,
 )
+from polyfm.shared.evaluation.embedding import embed_part
 from polyfm.shared.evaluation.retrieval import Retrieval
 
 Spmm = tuple[Any, MoleculeDataModule]
