@@ -6,6 +6,10 @@ scGPT (Cui et al., Nature Methods 2024), M the hidden genes of a cell, v their v
     L_GEPC = 1/|M| Σ_{i∈M} (σ(W_q gᵢ + b)ᵀ W h_cell - vᵢ)²
 
 hᵢ the output at gene i, gᵢ the gene's own vector, h_cell the pooled cell.
+
+A cell from its description (after scMMGPT, Shi et al., arXiv 2503.09427), over its genes and as many that it lacks:
+
+    L_cell = 1/|G| Σ_{i∈G} (MLP(h_text)ᵀ gᵢ + bᵢ - vᵢ)²,   vᵢ = 0 for those that it lacks
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfm.domains.singlecell.sample import SPECIALS, Genes
-from polyfm.shared.backbones.encoder import Encoder
+from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError, require
@@ -121,3 +125,66 @@ class CellExpression(HiddenExpression):
         queries = torch.sigmoid(self.query(embedder.genes(inputs.ids[hidden])))  # type: ignore[union-attr, operator]
         told = (queries * self.cell(features.pooled)[owner]).sum(1)
         return value_output(told, inputs.values[hidden])
+
+
+class PseudoCell(Objective):
+    """Tell how much of each gene a cell has from its description alone.
+
+    Genes that a cell lacks are drawn from all that the embedder knows, one for each that it has: without them all
+    generated cells would have all genes.
+
+    Args:
+        text: The modality of descriptions.
+        genes: Of genes with values.
+    """
+
+    def __init__(self, text: str = "text", genes: str = "genes") -> None:
+        super().__init__()
+        self.text, self.genes = text, genes
+        self.view = View(text)
+
+    def build(self, encoders: Mapping[str, Encoder]) -> None:
+        """See `Objective.build`."""
+        embedder, width = encoders[self.genes].embedder, encoders[self.text].width
+        if not hasattr(embedder, "genes"):
+            raise RecipeError(
+                f"the embedder of {self.genes!r}, {type(embedder).__name__}, has no values that could be told",
+                where="objectives.PseudoCell",
+                remedy="Use GeneTokens, and data.values continuous",
+            )
+        size = int(embedder.extent)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, encoders[self.genes].width))
+        self.typical = nn.Embedding(size, 1)
+        nn.init.zeros_(self.typical.weight)
+
+    def needs(self) -> set[View]:
+        """See `Objective.needs`."""
+        return {self.view}
+
+    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
+        """See `Objective.forward`."""
+        told = views[self.view]
+        cells = batch[self.genes].select(torch.searchsorted(batch[self.genes].rows, told.rows))
+        there = cells.ids >= SPECIALS
+        owner = ragged.owners(cells.cu_seqlens, len(cells.ids))[there]
+        ids, values = cells.ids[there], cells.values[there]
+        keys = batch.keys[told.rows][owner]
+        size = self.typical.num_embeddings
+        drawn = SPECIALS + (views.draw.uniform("lacking", keys, ids) * (size - SPECIALS)).long()
+        # A drawn gene that the cell has is no lack: it is left out.
+        has = torch.isin(owner * size + drawn, owner * size + ids)
+        owner, ids = torch.cat([owner, owner[~has]]), torch.cat([ids, drawn[~has]])
+        wanted = torch.cat([values, values.new_zeros(len(ids) - len(values))])
+        return value_output(self.expression(views.model, told.pooled, owner, ids), wanted)
+
+    def expression(self, model: MultimodalModel, pooled: Tensor, owner: Tensor, ids: Tensor) -> Tensor:
+        """(n,) values of genes.
+
+        Args:
+            model: Whose embedder knows the genes.
+            pooled: (B, D) of descriptions.
+            owner: (n,) int64 which description.
+            ids: (n,) int64 which gene.
+        """
+        vectors = model.encoders[self.genes].embedder.genes(ids)  # type: ignore[union-attr, operator]
+        return (self.mlp(pooled)[owner] * vectors).sum(1) + self.typical(ids)[:, 0]
