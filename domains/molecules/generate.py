@@ -16,16 +16,12 @@ import torch
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
 from polyfm.domains.molecules.sample import MoleculeSample
-from polyfm.shared.backbones.generation import beam_search
 from polyfm.shared.backbones.masks import CAUSAL
 from polyfm.shared.data.batch import Values
 from polyfm.shared.data.collate import pack_ids
-from polyfm.shared.data.progress import Progress as Bar
 from polyfm.shared.errors import UsageError
+from polyfm.shared.evaluation.writing import write_tokens
 from polyfm.shared.objectives.causal import CausalLM, NextValue
-from polyfm.shared.objectives.objective import Progress, clean
-from polyfm.shared.tokens.masking import Draw
-from polyfm.shared.training.views import answer
 
 WRITERS = {"smiles": ("write SMILES", "molecules/spmm"), "text": ("describe molecules", "molecules/molfm_generation")}
 """By what is written: the words for it, and a recipe that learns it."""
@@ -47,17 +43,8 @@ def objective_of(task: Any, kind: type, what: str, recipe: str = "molecules/spmm
     raise UsageError(f"this run cannot {what}: it was trained without {kind.__name__}", remedy=f"Use a run of {recipe}")
 
 
-@torch.inference_mode()
 def write(
-    task: Any,
-    data: MoleculeDataModule,
-    modality: str,
-    samples: Sequence[MoleculeSample],
-    *,
-    beams: int = 2,
-    max_length: int = 100,
-    length_penalty: float = 1.0,
-    chunk: int = 64,
+    task: Any, data: MoleculeDataModule, modality: str, samples: Sequence[MoleculeSample], **search: Any
 ) -> list[list[str]]:
     """SMILES or descriptions of molecules, from what they were trained to be written from.
 
@@ -66,37 +53,16 @@ def write(
         data: With its fitted transforms.
         modality: ``smiles`` or ``text``.
         samples: n, with what the context is made of.
-        beams: k of the beam search.
-        max_length: Most tokens.
-        length_penalty: See `beam_search`; at 0 a model that is not sure writes single atoms, its likeliest strings.
-        chunk: Molecules at a time.
+        search: Options of `write_tokens`. At a ``length_penalty`` of 0 a model that is not sure writes single atoms,
+            its likeliest strings.
 
     Returns:
         For each sample up to ``beams`` texts, valid or not, the likeliest first; none where it lacks the context.
     """
     objective = objective_of(task, CausalLM, *WRITERS[modality], modality=modality)
     tokenizer = data.text_tokenizer if modality == "text" else data.tokenizer
-    task.eval()
-    view = clean(objective.view.context.modality)
-    out: list[list[str]] = [[] for _ in samples]
-    with Bar("writing SMILES" if modality == "smiles" else "writing descriptions") as bar:
-        for first in range(0, len(samples), chunk):
-            batch = data.collate(samples[first : first + chunk]).to(task.device)
-            context = answer([view], batch, task.model, None, Draw(0, -1), Progress())[view]
-            prompt = pack_ids([np.array([tokenizer.start])] * len(context.rows)).to(task.device)
-            found = beam_search(
-                objective.step(task.model, context.tokens),
-                prompt,
-                end=tokenizer.end,
-                max_length=max_length,
-                beams=beams,
-                min_length=1,
-                length_penalty=length_penalty,
-            )
-            for row, written in zip(context.rows.tolist(), found.sequences(), strict=True):
-                out[first + row] = [tokenizer.decode(ids) for ids in written]
-            bar.update(min(first + chunk, len(samples)), len(samples))
-    return out
+    what = "SMILES" if modality == "smiles" else "descriptions"
+    return write_tokens(task, data, objective, tokenizer, samples, what=what, **search)
 
 
 def write_smiles(task: Any, data: MoleculeDataModule, properties: np.ndarray, **search: Any) -> list[list[str]]:

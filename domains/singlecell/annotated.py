@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from polyfm.domains.singlecell.read import CellTable
 from polyfm.domains.singlecell.tenx import find_mtx
 from polyfm.shared.errors import DataError, MissingExtraError
+from polyfm.shared.training.recipe import shareable
 
 try:
     import anndata
@@ -57,8 +58,8 @@ def annotations(model: Any, table: CellTable, vectors: np.ndarray, modality: str
     whole[table.rows] = vectors
     environment = model.folder.environment()
     uns: dict[str, Any] = {
-        "run": str(model.folder.path.absolute()),
-        "recipe": str(model.folder.recipe.read_text()),
+        "run": model.folder.path.name,
+        "recipe": shareable(model.folder.recipe.read_text()),
         "polyfm": str(environment.get("versions", {}).get("polyfm", "")),
         "commit": str(environment.get("commit", "")),
         "modality": modality,

@@ -171,7 +171,7 @@ class CellDataModule(DataModule):
             limit=self.limit,
         )
         self.quarantine, self.notices, self.source = table.quarantine, table.notices, self.path
-        self.remarks = self._announced(table)
+        self.remarks = self._announced(table, training=True)
         if "text" in self.modalities and table.text is None:
             raise DataError("no column of descriptions was found", remedy="Name one or several: --data.text COLUMN")
         if "proteins" in self.modalities and table.proteins is None:
@@ -185,11 +185,14 @@ class CellDataModule(DataModule):
             self.remarks.append(how)
         return Splits(table.ids, table.groups, names)
 
-    def _announced(self, table: CellTable) -> list[str]:
+    def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""
-        used = {"text": "text" in self.modalities, "protein": "proteins" in self.modalities}
+        used = {"text": "text" in self.modalities, "protein": "proteins" in self.modalities, "group": training}
         used |= {"split": self.split not in ("donor", "random")}
         told = [f"{role} is read from {name!r}" for role, name in table.guesses.items() if used.get(role, True)]
+        if len(table.matrices) == 1:  # the summary names the file
+            name = f"{table.sources[0].path.name}: "
+            return [*told, *(remark.removeprefix(name) for remark in table.remarks)]
         return [*told, *table.remarks]
 
     def fit_transforms(self, train: np.ndarray) -> None:
@@ -409,7 +412,7 @@ class CellDataModule(DataModule):
         return self.table.classes
 
     @cached_property
-    def _expression(self) -> Any:
+    def expression(self) -> Any:
         """(n, G) sparse log1p of counts per 10,000 of all cells, for simple methods."""
         from scipy.sparse import csr_array
 
@@ -420,7 +423,7 @@ class CellDataModule(DataModule):
     def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""
         return baselines(
-            lambda: self._expression, self.table.targets, self.part("train"), self.part("test"), target, self.seed
+            lambda: self.expression, self.table.targets, self.part("train"), self.part("test"), target, self.seed
         )
 
     def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:

@@ -1,17 +1,28 @@
-"""What a pre-trained model of cells is worth: retrieval between cells and texts, how types part, a map."""
+"""What a pre-trained model of cells is worth: found by text, described, drawn from text, mixed over batches, on a map."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
 from polyfm.domains.singlecell.data import CellDataModule
-from polyfm.shared.evaluation.embedding import embed_part, found_by
+from polyfm.domains.singlecell.integration import integration_metrics
+from polyfm.domains.singlecell.objectives import PseudoCell
+from polyfm.domains.singlecell.sample import SPECIALS
+from polyfm.shared.data.collate import pack_ids
+from polyfm.shared.evaluation.embedding import Embedded, embed_part
+from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
+from polyfm.shared.evaluation.retrieval import Retrieval
+from polyfm.shared.evaluation.text import text_metrics
+from polyfm.shared.evaluation.writing import write_tokens
+from polyfm.shared.objectives.causal import CausalLM
 
-MAPPED = 2000
+MAPPED, DESCRIBED, FOUND = 2000, 128, 10
+COMPONENTS, NEIGHBOURS = 50, 15
 
 
 def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Panel]]:
@@ -21,22 +32,164 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         task: Pre-trained.
         data: Set up.
     """
-    metrics: dict[str, float] = {}
-    panels: list[Panel] = []
-    texts = None if data.table.text is None else np.array([data.table.text[i] or "" for i in data.part("test")])
-    groups = None if texts is None else np.unique(texts, return_inverse=True)[1]
-    found, pool = found_by(task, data, "test", groups)
-    if found:
-        for name, one in found.items():
-            metrics |= {f"retrieval/{key}": value for key, value in one.measured(name).items()}
-        metrics["retrieval/texts"] = float(len(np.unique(texts[pool]))) if texts is not None else 0.0
-        note = (
-            f"Each of {len(pool):,} test cells is looked up by its text, and the other way round; all cells of one "
-            "text are right."
-        )
-        panels.append(Panel(title="Retrieval", body=retrieval_table(found), note=note))
-    panels.append(cell_map(task, data))
-    return metrics, panels
+    embedded = embed_part(task, data, "test")
+    found = [retrieval(embedded, data), integration(embedded, data)]
+    for objective in task.objectives.values():
+        if isinstance(objective, CausalLM) and objective.modality == "text":
+            found.append(described(task, data, objective))
+        if isinstance(objective, PseudoCell):
+            found.append(drawn(task, data, objective))
+    metrics = {name: value for more, _ in found for name, value in more.items()}
+    return metrics, [*(panel for _, panel in found if panel is not None), cell_map(task, data)]
+
+
+def _texts(data: CellDataModule, part: str) -> list[str]:
+    """Descriptions of a part, empty where there is none."""
+    known = data.table.text
+    return [known[i] or "" if known is not None else "" for i in data.part(part)]
+
+
+def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
+    """Texts of cells and cells of texts. Many cells have one text: each text is one candidate, all its cells are right.
+
+    Args:
+        embedded: Of the test part, by modality.
+        data: Set up.
+    """
+    cells, said = embedded.get("genes"), embedded.get("text")
+    if cells is None or said is None or cells.projected is None or said.projected is None or not len(said.rows):
+        return {}, None
+    texts = np.array(_texts(data, "test"))
+    unique, first, kind = np.unique(texts[said.rows], return_index=True, return_inverse=True)
+    scores = cells.projected[np.isin(cells.rows, said.rows)] @ said.projected[first].T
+    own = scores[np.arange(len(scores)), kind][:, None]
+    ranks = 1 + (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
+    found = Retrieval(ranks=ranks, top=np.argsort(-scores, 1)[:, :5], pool=len(unique))
+    best = np.argsort(-scores.T, 1, kind="stable")[:, :FOUND]
+    right = (kind[best] == np.arange(len(unique))[:, None]).mean(1)
+    share = np.bincount(kind) / len(kind)
+    metrics = {f"retrieval/{key}": value for key, value in found.measured("genes → text").items()}
+    metrics |= {f"retrieval/text-genes/precision@{FOUND}": float(right.mean()), "retrieval/texts": float(len(unique))}
+    metrics["retrieval/text-genes/chance"] = float(share.mean())
+    told = [(ranks[kind == i] == 1).mean() for i in range(len(unique))]
+    rows = [
+        [text[:90], int((kind == i).sum()), f"{told[i]:.0%}", f"{right[i]:.0%}", f"{share[i]:.0%}"]
+        for i, text in enumerate(unique)
+    ]
+    header = ["text", "test cells", "of these, told it first", f"right among its {FOUND} nearest cells", "by chance"]
+    note = (
+        f"{len(kind):,} test cells have {len(unique)} different texts. A cell's own text comes first for "
+        f"{found.recall(1):.1%} of them (chance {1 / len(unique):.1%})."
+    )
+    body = retrieval_table({"genes → text": found}) + table(header, rows)
+    return metrics, Panel(title="Cells and texts", body=body, note=note, wide=True)
+
+
+def integration(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
+    """How batches mix and types part in the space of cells, where both are known.
+
+    Args:
+        embedded: Of the test part, by modality.
+        data: Set up.
+    """
+    cells = embedded.get("genes")
+    if cells is None or data.table.groups == data.table.ids:
+        return {}, None
+    part = data.part("test")[cells.rows]
+    types = data.table.targets[part, 0] if data.table.classes else np.array(_texts(data, "test"))[cells.rows]
+    batches = np.array([data.table.groups[i] for i in part])
+    if len(np.unique(types)) < 2 or len(np.unique(batches)) < 2:
+        return {}, None
+    kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
+    found = integration_metrics(cells.pooled, kinds, places, seed=data.seed)
+    rows = [[name.replace("_", " "), value] for name, value in found.items()]
+    note = "Each from 0 to 1, more is better: types stay apart, batches mix (scIB's scales)."
+    panel = Panel(title="Integration", body=table(["measure", "value"], rows), note=note)
+    return {f"integration/{name}": value for name, value in found.items()}, panel
+
+
+def described(task: Any, data: CellDataModule, objective: CausalLM) -> tuple[dict[str, float], Panel | None]:
+    """Descriptions written for test cells, beside that of the nearest training cell.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+        objective: That writes.
+    """
+    rows, wanted = data.part("test")[:DESCRIBED], _texts(data, "test")[:DESCRIBED]
+    asked, length = data.table.read(rows), data.max_text_tokens
+    beams = write_tokens(task, data, objective, data.text_tokenizer, asked, what="descriptions", max_length=length)
+    written = [texts[0] if texts else "" for texts in beams]
+    known = _texts(data, "train")
+    near = _nearest(data.expression[data.part("train")], data.expression[rows], 1, data.seed)[:, 0]
+    methods = {"this model": written, "nearest training cell": [known[i] for i in near]}
+    found = {name: text_metrics(said, wanted) for name, said in methods.items()}
+    metrics = {f"generation/text/{key}": value for key, value in found["this model"].items()}
+    metrics |= {f"baseline/nearest_cell/text/{key}": value for key, value in found["nearest training cell"].items()}
+    figures = table(["", *found["this model"]], [[name, *values.values()] for name, values in found.items()])
+    examples = table(["written", "wanted"], [[a[:300], b[:300]] for a, b in zip(written[:6], wanted[:6], strict=True)])
+    note = f"Written by beam search (k = 2) for {len(written)} test cells; exact: word by word."
+    return metrics, Panel(title="Written descriptions", body=figures + examples, note=note, wide=True)
+
+
+def drawn(task: Any, data: CellDataModule, objective: PseudoCell) -> tuple[dict[str, float], Panel | None]:
+    """Pseudo-cells of texts: whether their nearest real cells, of the training part, are of the text.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+        objective: That tells expression.
+    """
+    known = np.array(_texts(data, "train"))
+    texts = sorted((set(_texts(data, "test")) & set(known)) - {""})
+    if not texts:
+        return {}, None
+    expressed = pseudo_cells(task, data, objective, texts)
+    near = _nearest(data.expression[data.part("train")], expressed, NEIGHBOURS, data.seed)
+    right = [float((known[row] == text).mean()) for row, text in zip(near, texts, strict=True)]
+    chance = float(np.mean([(known == text).mean() for text in texts]))
+    metrics = {"generation/cells/knn_accuracy": float(np.mean(right)), "generation/cells/chance": chance}
+    body = table(
+        ["text", f"of its {NEIGHBOURS} nearest training cells, of this text"],
+        [[text[:120], f"{share:.0%}"] for text, share in zip(texts, right, strict=True)],
+    )
+    note = (
+        f"Expression of all genes is told from each of {len(texts)} texts: {np.mean(right):.1%} of the nearest real "
+        f"cells are of it (chance {chance:.1%})."
+    )
+    return metrics, Panel(title="Pseudo-cells", body=body, note=note, wide=True)
+
+
+@torch.inference_mode()
+def pseudo_cells(task: Any, data: CellDataModule, objective: PseudoCell, texts: list[str]) -> np.ndarray:
+    """(n, G) log1p of counts per 10,000 of cells as described; none is below 0.
+
+    Args:
+        task: Pre-trained with the objective.
+        data: With its fitted transforms.
+        objective: Of the task.
+        texts: n descriptions.
+    """
+    task.eval()
+    ids = pack_ids([data.encode_text(text) for text in texts]).to(task.device)
+    pooled = task.model.encoders[objective.text](ids).pooled
+    genes = torch.arange(len(data.vocabulary or ()), device=task.device) + SPECIALS
+    owner = torch.arange(len(texts), device=task.device).repeat_interleave(len(genes))
+    told = objective.expression(task.model, pooled, owner, genes.repeat(len(texts)))
+    expressed: np.ndarray = told.view(len(texts), len(genes)).clamp(min=0).float().cpu().numpy()
+    return expressed
+
+
+def _nearest(known: Any, asked: Any, k: int, seed: int) -> np.ndarray:
+    """(n, k) places of the known cells nearest to those asked about, on principal components of the known."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.neighbors import NearestNeighbors
+
+    size = min(COMPONENTS, known.shape[0] - 1, known.shape[1] - 1)
+    parts = TruncatedSVD(size, random_state=seed).fit(known)
+    found = NearestNeighbors(n_neighbors=min(k, known.shape[0]), metric="cosine").fit(parts.transform(known))
+    near: np.ndarray = found.kneighbors(parts.transform(asked), return_distance=False)
+    return near
 
 
 def cell_map(task: Any, data: CellDataModule, title: str = "Map of cells") -> Panel:
