@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CLS, SPECIALS, CellBlock, Genes
 from polyfm.domains.singlecell.transforms import Medians, ProteinScores, normalise, rank_genes, sample_genes, top_genes
 from polyfm.shared.data.batch import Batch, ModalityBatch, TokenIds
-from polyfm.shared.data.collate import group_ids, pack_ids, sample_key, stack_values
+from polyfm.shared.data.collate import group_ids, pack_ids, sample_key
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.progress import Progress
 from polyfm.shared.data.sampler import Key, Passes
@@ -49,6 +50,7 @@ class CellDataModule(DataModule):
         split: ``donor`` (whole groups; cells by themselves where no group is known), ``random``, or the name of a
             column that holds train, valid or test.
         fractions: Of training, validation and test, for donor and random.
+        batches: Whether batches of training (the groups) are numbered, for objectives about them.
         modalities: What is made of each cell: genes, text, proteins. A cell may lack text and proteins.
         values: What stands beside a gene: ``binned`` (quantile bins of the cell's counts, scGPT), ``continuous``
             (log1p of counts per 10,000), or ``rank`` (nothing: the genes' order tells, Geneformer).
@@ -89,6 +91,7 @@ class CellDataModule(DataModule):
         group: str = "",
         split: str = "donor",
         fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        batches: bool = False,
         modalities: list[str] = ["genes"],  # noqa: B006 - read only
         values: Literal["binned", "continuous", "rank"] = "binned",
         bins: int = BINS,
@@ -131,6 +134,8 @@ class CellDataModule(DataModule):
         self.aliases, self.min_overlap, self.variable_genes = aliases, min_overlap, variable_genes
         self.quality = QualityControl(min_genes, min_cells, max_mt)
         self.max_text_tokens, self.block, self.pool = max_text_tokens, block, pool
+        self.batches = batches
+        self.batch_names: dict[str, int] = {}
         self.vocabulary: GeneVocabulary | None = None
         self.medians = Medians(0)
         self.proteins = ProteinScores()
@@ -170,6 +175,9 @@ class CellDataModule(DataModule):
             quality=self.quality,
             limit=self.limit,
         )
+        if "proteins" in self._taken_over or self.proteins.names:
+            known_proteins = self.proteins.names or list(self._taken_over["proteins"]["names"])
+            self.table = table = table.with_proteins(known_proteins)
         self.quarantine, self.notices, self.source = table.quarantine, table.notices, self.path
         self.remarks = self._announced(table, training=True)
         if "text" in self.modalities and table.text is None:
@@ -211,6 +219,11 @@ class CellDataModule(DataModule):
                     self.medians.add(some.indptr, some.genes, some.values, some.totals)
                     bar.update(start + len(some), len(train))
             self.medians.fit()
+        if self.batches:
+            if self.table.groups == self.table.ids:
+                raise DataError("no column of batches was found", remedy="Name it: --data.group COLUMN")
+            names = sorted({self.table.groups[i] for i in train})
+            self.batch_names = {name: number for number, name in enumerate(names)}
         if "text" in self.modalities:
             self.text_tokenizer.fit(text for i in train if (text := (self.table.text or [])[i]) is not None)
         if "proteins" in self.modalities and self.table.proteins is not None:
@@ -221,6 +234,8 @@ class CellDataModule(DataModule):
         state: dict[str, Any] = {"vocabulary": self.vocabulary.state_dict()} if self.vocabulary is not None else {}
         if self.values == "rank":
             state["medians"] = self.medians.state()
+        if self.batches:
+            state["batches"] = list(self.batch_names)
         if "text" in self.modalities:
             state["text_tokenizer"] = self.text_tokenizer.state()
         if "proteins" in self.modalities:
@@ -230,6 +245,7 @@ class CellDataModule(DataModule):
     def load_transforms(self, state: dict[str, Any]) -> None:
         """See `DataModule.load_transforms`."""
         self.vocabulary = GeneVocabulary.from_state(state["vocabulary"])
+        self.batch_names = {name: number for number, name in enumerate(state.get("batches", []))}
         fitted: dict[str, tuple[bool, Any, str]] = {
             "medians": (self.values == "rank", self.medians, "medians of genes"),
             "text_tokenizer": ("text" in self.modalities, self.text_tokenizer, "tokenizer of texts"),
@@ -249,7 +265,7 @@ class CellDataModule(DataModule):
 
     def extents(self) -> dict[str, int]:
         """See `DataModule.extents`."""
-        known = {"genes": len(self.vocabulary or ()) + SPECIALS, "proteins": len(self.proteins.names)}
+        known = {"genes": len(self.vocabulary or ()) + SPECIALS, "proteins": len(self.proteins.names) + SPECIALS}
         if "text" in self.modalities:
             known["text"] = len(self.text_tokenizer)
         return {name: known[name] for name in self.modalities}
@@ -314,7 +330,7 @@ class CellDataModule(DataModule):
             self.files(items),
             text=text if isinstance(text, list) else [text],
             group=given.get("group") or None,
-            protein=given.get("protein", self.protein) or None if "proteins" in self.modalities else None,
+            protein=given.get("protein", self.protein) or None,
             layer=given.get("layer") or None,
             genes=self.vocabulary,
             aliases=given["aliases"] or None,
@@ -322,6 +338,8 @@ class CellDataModule(DataModule):
             quality=self.quality,
             in_memory=given.get("in_memory"),
         )
+        if self.proteins.names and table.proteins is not None:
+            table = table.with_proteins(self.proteins.names)
         self.quarantine, self.notices = table.quarantine, table.notices
         self.source, self.remarks = str(items), self._announced(table)
         return table
@@ -352,15 +370,16 @@ class CellDataModule(DataModule):
         if "text" in self.modalities:
             modalities["text"] = pack_ids([None if text is None else self.encode_text(text) for text in block.texts])
         if "proteins" in self.modalities:
-            scores = None if block.proteins is None else self.proteins.apply(block.proteins)
-            rows = [None if scores is None or np.isnan(scores[i]).all() else scores[i] for i in range(len(block))]
-            modalities["proteins"] = stack_values(rows, len(self.proteins.names))
+            modalities["proteins"] = self._proteins(block)
+        targets = {name: torch.from_numpy(values).float() for name, values in block.targets.items()}
+        if self.batches:
+            targets["batch"] = torch.tensor([self.batch_names.get(group, math.nan) for group in block.groups])
         texts = block.texts if "text" in self.modalities else block.ids
         return Batch(
             ids=block.ids,
             keys=torch.from_numpy(keys),
             modalities=modalities,
-            targets={name: torch.from_numpy(values).float() for name, values in block.targets.items()},
+            targets=targets,
             groups=group_ids([text or id for text, id in zip(texts, block.ids, strict=True)]),
         )
 
@@ -387,6 +406,20 @@ class CellDataModule(DataModule):
         beside = np.zeros(len(ids), np.float32)
         beside[ids != CLS] = values[kept]
         return Genes(**_packed(with_cls), ids=torch.from_numpy(ids), values=torch.from_numpy(beside))
+
+    def _proteins(self, block: CellBlock) -> Genes:
+        """Proteins that were measured with their scores, [CLS] first; cells without any are left out."""
+        scores = np.full((len(block), len(self.proteins.names)), np.nan, np.float32)
+        if block.proteins is not None:
+            scores = self.proteins.apply(block.proteins)
+        measured = ~np.isnan(scores)
+        rows = np.flatnonzero(measured.any(1))
+        _, columns = np.nonzero(measured)
+        indptr, ids = _with_cls(np.concatenate([[0], np.cumsum(measured[rows].sum(1))]), columns)
+        values = np.zeros(len(ids), np.float32)
+        values[ids != CLS] = scores[measured]
+        packed = {**_packed(indptr), "rows": torch.from_numpy(rows)}
+        return Genes(**packed, ids=torch.from_numpy(ids), values=torch.from_numpy(values))
 
     def encode_text(self, text: str) -> np.ndarray:
         """Token ids of a description, cut at ``max_text_tokens``.

@@ -1,28 +1,33 @@
-"""What a pre-trained model of cells is worth: found by text, described, drawn from text, mixed over batches, on a map."""
+"""What a pre-trained model of cells is worth: found by text, described, drawn from text, mixed over batches, mapped."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import TruncatedSVD
 
 from polyfm.domains.singlecell.data import CellDataModule
 from polyfm.domains.singlecell.integration import integration_metrics
-from polyfm.domains.singlecell.objectives import PseudoCell
+from polyfm.domains.singlecell.objectives import HideValues, MaskedExpression, PseudoCell
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.evaluation.embedding import Embedded, embed_part
 from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
-from polyfm.shared.evaluation.retrieval import Retrieval
+from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
 from polyfm.shared.evaluation.text import text_metrics
 from polyfm.shared.evaluation.writing import write_tokens
 from polyfm.shared.objectives.causal import CausalLM
+from polyfm.shared.objectives.objective import Progress
+from polyfm.shared.tokens.masking import Draw
+from polyfm.shared.training.views import answer
 
 MAPPED, DESCRIBED, FOUND = 2000, 128, 10
-COMPONENTS, NEIGHBOURS = 50, 15
+COMPONENTS, NEIGHBOURS, FEWEST, AT_ONCE = 50, 15, 3, 256
 
 
 def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Panel]]:
@@ -33,10 +38,12 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         data: Set up.
     """
     embedded = embed_part(task, data, "test")
-    found = [retrieval(embedded, data), integration(embedded, data)]
+    found = [retrieval(embedded, data), integration(embedded, data), paired(embedded)]
     for objective in task.objectives.values():
         if isinstance(objective, CausalLM) and objective.modality == "text":
             found.append(described(task, data, objective))
+        if isinstance(objective, MaskedExpression) and objective.modality == "proteins":
+            found.append(told_proteins(task, data, objective))
         if isinstance(objective, PseudoCell):
             found.append(drawn(task, data, objective))
     metrics = {name: value for more, _ in found for name, value in more.items()}
@@ -85,6 +92,94 @@ def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict
     return metrics, Panel(title="Cells and texts", body=body, note=note, wide=True)
 
 
+def paired(embedded: dict[str, Embedded]) -> tuple[dict[str, float], Panel | None]:
+    """A cell's RNA by its proteins, and the other way round.
+
+    Args:
+        embedded: Of the test part, by modality.
+    """
+    cells, proteins = (embedded.get(name) for name in ("genes", "proteins"))
+    if cells is None or proteins is None or cells.projected is None or proteins.projected is None:
+        return {}, None
+    if not len(proteins.rows):
+        return {}, None
+    rna, surface = cells.projected[np.isin(cells.rows, proteins.rows)], proteins.projected
+    found = {"genes → proteins": retrieve(rna, surface), "proteins → genes": retrieve(surface, rna)}
+    metrics = {f"retrieval/{key}": value for name, one in found.items() for key, value in one.measured(name).items()}
+    metrics["retrieval/chance_r@10"] = found["genes → proteins"].chance(10)
+    note = f"Each of {len(rna):,} test cells with proteins is looked up by its other modality among all of them."
+    return metrics, Panel(title="RNA and proteins", body=retrieval_table(found), note=note)
+
+
+@torch.inference_mode()
+def told_proteins(
+    task: Any, data: CellDataModule, objective: MaskedExpression
+) -> tuple[dict[str, float], Panel | None]:
+    """All proteins of test cells told from their RNA, beside ridge regression on 50 principal components of the genes.
+
+    Args:
+        task: Pre-trained.
+        data: Set up.
+        objective: That tells proteins from genes.
+    """
+    known: Any = data.table.proteins
+    test, train = ([i for i in data.part(part) if not np.isnan(known[i]).all()] for part in ("test", "train"))
+    if len(test) < FEWEST or not train:
+        return {}, None
+    wanted = data.proteins.apply(known[test])
+    told = tell_proteins(task, data, objective, np.array(test))
+    linear = _linear(data.expression[train], data.proteins.apply(known[train]), data.expression[test], data.seed)
+    methods = {"this model": told, "ridge on PCA": linear}
+    columns = range(wanted.shape[1])
+    r = {name: [_correlation(said[:, i], wanted[:, i]) for i in columns] for name, said in methods.items()}
+    metrics = {"proteins/mean_r": float(np.nanmean(r["this model"])), "proteins/cells": float(len(test))}
+    metrics["baseline/ridge_pca/proteins/mean_r"] = float(np.nanmean(r["ridge on PCA"]))
+    rows = [[name, *(r[method][i] for method in methods)] for i, name in enumerate(data.proteins.names)]
+    body = table(["protein", *methods], [["mean", *(float(np.nanmean(r[method])) for method in methods)], *rows])
+    note = f"Correlation (Pearson) over {len(test):,} test cells of what is told from RNA alone with what was measured."
+    return metrics, Panel(title="Proteins from RNA", body=body, note=note)
+
+
+@torch.inference_mode()
+def tell_proteins(task: Any, data: CellDataModule, objective: MaskedExpression, cells: np.ndarray) -> np.ndarray:
+    """(n, P) scores of all proteins from RNA alone.
+
+    Args:
+        task: Pre-trained with the objective.
+        data: With its fitted transforms.
+        objective: That tells proteins from genes.
+        cells: (n,) indices of the table, rising.
+    """
+    task.eval()
+    parts = []
+    for start in range(0, len(cells), AT_ONCE):
+        block = data.table.read(cells[start : start + AT_ONCE])
+        asked = block.replace(proteins=np.zeros((len(block), len(data.proteins.names)), np.float32))
+        view = dataclasses.replace(objective.view, corruption=HideValues(1.0))
+        batch = data.collate(asked).to(task.device)
+        features = answer([view], batch, task.model, None, Draw(0, -1), Progress())[view]
+        parts.append(objective.head(features.tokens.items()[features.selected])[:, 0].float().cpu())
+    return torch.cat(parts).view(len(cells), -1).numpy()
+
+
+def _linear(x: Any, y: np.ndarray, asked: Any, seed: int) -> np.ndarray:
+    from sklearn.linear_model import Ridge
+
+    parts = TruncatedSVD(min(COMPONENTS, x.shape[0] - 1, x.shape[1] - 1), random_state=seed).fit(x)
+    told = np.zeros((asked.shape[0], y.shape[1]))
+    for column in range(y.shape[1]):
+        given = ~np.isnan(y[:, column])
+        told[:, column] = Ridge().fit(parts.transform(x[given]), y[given, column]).predict(parts.transform(asked))
+    return told
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    both = ~(np.isnan(a) | np.isnan(b))
+    if both.sum() < FEWEST or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
+        return float("nan")
+    return float(np.corrcoef(a[both], b[both])[0, 1])
+
+
 def integration(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
     """How batches mix and types part in the space of cells, where both are known.
 
@@ -102,10 +197,14 @@ def integration(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[di
         return {}, None
     kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
     found = integration_metrics(cells.pooled, kinds, places, seed=data.seed)
-    rows = [[name.replace("_", " "), value] for name, value in found.items()]
+    size = min(COMPONENTS, len(part) - 1, data.expression.shape[1] - 1)
+    plain = TruncatedSVD(size, random_state=data.seed).fit_transform(data.expression[part])
+    other = integration_metrics(plain, kinds, places, seed=data.seed)
+    rows = [[name.replace("_", " "), value, other[name]] for name, value in found.items()]
     note = "Each from 0 to 1, more is better: types stay apart, batches mix (scIB's scales)."
-    panel = Panel(title="Integration", body=table(["measure", "value"], rows), note=note)
-    return {f"integration/{name}": value for name, value in found.items()}, panel
+    panel = Panel(title="Integration", body=table(["measure", "this model", "PCA"], rows), note=note)
+    metrics = {f"integration/{name}": value for name, value in found.items()}
+    return metrics | {f"baseline/pca/integration/{name}": value for name, value in other.items()}, panel
 
 
 def described(task: Any, data: CellDataModule, objective: CausalLM) -> tuple[dict[str, float], Panel | None]:
@@ -182,7 +281,6 @@ def pseudo_cells(task: Any, data: CellDataModule, objective: PseudoCell, texts: 
 
 def _nearest(known: Any, asked: Any, k: int, seed: int) -> np.ndarray:
     """(n, k) places of the known cells nearest to those asked about, on principal components of the known."""
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.neighbors import NearestNeighbors
 
     size = min(COMPONENTS, known.shape[0] - 1, known.shape[1] - 1)

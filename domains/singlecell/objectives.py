@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polyfm.domains.singlecell.sample import SPECIALS, Genes
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import Batch
-from polyfm.shared.errors import RecipeError, require
-from polyfm.shared.objectives.masked import value_output
+from polyfm.shared.errors import DataError, RecipeError, require
+from polyfm.shared.objectives.gather import global_mean
+from polyfm.shared.objectives.masked import conditioned, value_output
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, inputs_of
 from polyfm.shared.tokens.masking import Corruption, Draw
 
-HIDDEN = -1.0
-"""What stands for a hidden value; bins and counts begin at 0."""
+HIDDEN = -10.0
+"""What stands for a hidden value: bins and counts begin at 0, scores of proteins end far above it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +54,18 @@ class HideValues(Corruption):
 
 
 class HiddenExpression(Objective):
-    """Base: tell hidden values of genes.
+    """Base: tell hidden values of genes, or of proteins.
 
     Args:
-        modality: Of genes with values.
-        rate: Share of genes that are hidden.
+        modality: Of genes, or proteins, with values.
+        rate: Share of them that are hidden.
+        context: A modality that they attend to through the fusion; none if empty.
     """
 
-    def __init__(self, modality: str = "genes", rate: float = 0.4) -> None:
+    def __init__(self, modality: str = "genes", rate: float = 0.4, context: str = "") -> None:
         super().__init__()
-        require(0 < rate < 1, f"objectives.{type(self).__name__}.rate", "a share between 0 and 1", rate)
-        self.modality, self.view = modality, View(modality, HideValues(rate))
+        require(0 < rate <= 1, f"objectives.{type(self).__name__}.rate", "a share above 0", rate)
+        self.modality, self.view = modality, conditioned(View(modality, HideValues(rate)), context, {})
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
@@ -82,8 +86,9 @@ class MaskedExpression(HiddenExpression):
     """Tell hidden values from the outputs at their genes (scGPT's GEP).
 
     Args:
-        modality: Of genes with values.
-        rate: Share of genes that are hidden.
+        modality: Of genes, or proteins, with values.
+        rate: Share of them that are hidden.
+        context: A modality that they attend to through the fusion; none if empty.
     """
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
@@ -109,6 +114,9 @@ class CellExpression(HiddenExpression):
         rate: Share of genes that are hidden; as of `MaskedExpression`, so that both see the same.
     """
 
+    def __init__(self, modality: str = "genes", rate: float = 0.4) -> None:
+        super().__init__(modality, rate)
+
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
         super().build(encoders)
@@ -125,6 +133,69 @@ class CellExpression(HiddenExpression):
         queries = torch.sigmoid(self.query(embedder.genes(inputs.ids[hidden])))  # type: ignore[union-attr, operator]
         told = (queries * self.cell(features.pooled)[owner]).sum(1)
         return value_output(told, inputs.values[hidden])
+
+
+class BatchAdversary(Objective):
+    """The cell's vector must not tell its batch: a classifier learns to, and its gradient is turned on the way back.
+
+    Ganin et al., JMLR 17, 1-35, 2016; in scGPT as DAB (domain adaptation by reverse backpropagation).
+
+    Args:
+        batches: Most batches that are told apart; data with more are refused.
+        weight: λ, by which the turned gradient is scaled.
+    """
+
+    def __init__(self, batches: int = 256, weight: float = 1.0, modality: str = "genes") -> None:
+        super().__init__()
+        require(batches >= 2, "objectives.BatchAdversary.batches", "at least 2", batches)
+        require(weight > 0, "objectives.BatchAdversary.weight", "above 0", weight)
+        self.batches, self.weight, self.modality, self.view = batches, weight, modality, View(modality)
+
+    def build(self, encoders: Mapping[str, Encoder]) -> None:
+        """See `Objective.build`."""
+        width = encoders[self.modality].width
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.LeakyReLU(), nn.LayerNorm(width), nn.Linear(width, self.batches)
+        )
+
+    def needs(self) -> set[View]:
+        """See `Objective.needs`."""
+        return {self.view}
+
+    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
+        """See `Objective.forward`. Cells of a batch that training did not know add nothing."""
+        features = views[self.view]
+        if "batch" not in batch.targets:
+            raise DataError(
+                "no batches are known, which this objective is about",
+                remedy="Name their column: --data.group COLUMN, and data.batches true in the recipe",
+            )
+        which = batch.targets["batch"][features.rows]
+        known = ~which.isnan()
+        if bool((which[known] >= self.batches).any()):
+            raise RecipeError(
+                f"the data have more batches than {self.batches}",
+                where="objectives.BatchAdversary.batches",
+                remedy="Raise it",
+            )
+        turned = _Turn.apply(features.pooled, self.weight)  # type: ignore[no-untyped-call]
+        logits = self.head(turned[known]).float()
+        losses = F.cross_entropy(logits, which[known].long(), reduction="none")
+        right = (logits.argmax(-1) == which[known]).float().sum() / max(len(losses), 1)
+        return ObjectiveOutput(loss=global_mean(losses) + 0 * turned.sum(), logs={"accuracy": right})
+
+
+class _Turn(torch.autograd.Function):
+    """The identity, whose gradient is turned around."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * grad, None
 
 
 class PseudoCell(Objective):

@@ -105,6 +105,20 @@ class CellTable:
         """Some cells with their counts: a table is a sequence of cells that are read when they are looked at."""
         return self.read(range(*cells.indices(len(self))))
 
+    def with_proteins(self, names: list[str]) -> CellTable:
+        """The same cells with the proteins that a model knows; NaN where the files have none of that name.
+
+        Args:
+            names: P, in the model's order.
+        """
+        values = np.full((len(self), len(names)), np.nan, np.float32)
+        if self.proteins is not None:
+            place = {name: column for column, name in enumerate(self.protein_names)}
+            for column, name in enumerate(names):
+                if name in place:
+                    values[:, column] = self.proteins[:, place[name]]
+        return replace(self, proteins=values, protein_names=list(names))
+
     def narrow(self, keep: NDArray[np.int64]) -> CellTable:
         """The same cells with only some of the genes; the files are not read again.
 

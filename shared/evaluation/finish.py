@@ -25,6 +25,8 @@ from polyfm.shared.training.finetune import FinetuneTask
 from polyfm.shared.training.run_folder import RunFolder
 from polyfm.shared.training.targets.target import Target
 
+SHOWN = ("test/", "retrieval/", "generation/", "properties/", "integration/", "proteins/")
+"""Metrics that are printed."""
 FEW_ROWS = 20
 """Test rows below which the order of methods is said to be open."""
 
@@ -175,7 +177,7 @@ def show(metrics: dict[str, Any], target: Target | None = None) -> None:
     """
     print()
     for name, value in metrics.items():
-        if name.startswith(("test/", "retrieval/", "generation/", "properties/")) and name.count("/") <= 2:
+        if name.startswith(SHOWN) and name.count("/") <= 2:
             print(f"  {name:<34} {value:.4g}")
     for row, found in by_baseline(metrics).items():
         print(f"  baseline {row:<25} " + ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4]))

@@ -19,7 +19,7 @@ COLUMNS = [
 DOMAINS = {"radiology", "webpages", "documents", "pointclouds", "molecules", "singlecell", "general", "shared"}
 STATUSES = {"planned", "runs", "mechanism verified", "effect measured", "parity"}
 NUM_SYSTEMS = 119
-BESIDE_THEM = {"molecules/unimol"}
+BESIDE_THEM = {"molecules/unimol", "singlecell/geneformer", "singlecell/scgpt"}
 """Recipes that follow a paper which is none of these systems."""
 
 

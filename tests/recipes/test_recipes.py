@@ -48,6 +48,12 @@ def layer(width: int, inner: int) -> int:
 # scGPT: 60,000 genes of 512 and their values, a norm for each, 12 layers of 512 and 512.
 CELL = 60000 * 512 + 4 * 512 + 2 * 512 + (512 * 512 + 512) + 12 * layer(512, 512)
 
+# A BERT layer that also attends to a context of its own width.
+CROSS = 4 * (512 * 512 + 512) + 2 * 512
+GENES = 4 * 512 + 2 * 512 + (512 * 512 + 512)  # beside the table of genes
+VALUES = 2 * (512 * 512 + 512) + 512 + 1  # the decoder of values
+PAIR = 2 * (512 * 256 + 256)
+
 PARAMETERS = {
     # Theodoris et al.'s 6 layers of 256 and 512, here over 60,000 genes: 10 million with their 25,426. The token head.
     "singlecell/geneformer": (60000 + 2048) * 256 + 2 * 256 + 6 * layer(256, 512) + (256 * 256 + 256 + 2 * 256 + 60000),
@@ -55,6 +61,16 @@ PARAMETERS = {
     "singlecell/scgpt": CELL + 2 * (512 * 512 + 512) + 512 + 1 + (512 * 512 + 512) + 512 * 512,
     # The same; the head is made when the labels are known. No paper of its own.
     "singlecell/annotate": CELL,
+    # singlecell/scgpt, and a classifier of 256 batches. No paper of its own.
+    "singlecell/integrate": CELL + VALUES + (512 * 512 + 512) + 512 * 512 + (512 * 512 + 512) + 2 * 512 + 512 * 256 + 256,
+    # The same encoder, one of 4 layers for 509 proteins, 4 fusion layers, both projections. No paper of its own.
+    "singlecell/proteins": CELL + (512 * 512 + GENES + 4 * layer(512, 512)) + 4 * (layer(512, 512) + CROSS) + PAIR
+    + 1 + (2 * 512 * 2 + 2) + 2 * VALUES,
+    # Shi et al. publish no count that was found. scGPT's encoder, a bridge, 32 queries and 6 layers that read it, 6 layers
+    # of text, 6 of fusion; temperature, matching, the token head and the pseudo-cell's map, one number for each gene.
+    "singlecell/scmmgpt": CELL + 2 * 512 + 32 * 512 + 6 * (layer(512, 2048) + CROSS) + PAIR
+    + (30522 + 512) * 512 + 2 * 512 + 6 * layer(512, 2048) + 6 * (layer(512, 2048) + CROSS)
+    + 1 + (512 * 2 + 2) + (512 * 512 + 512 + 2 * 512 + 30522) + 2 * (512 * 512 + 512) + 60000,
     # Chang and Ye publish no count. 12 BERT layers for SMILES, of which the upper 6 attend to the properties, and 6 for
     # the properties; then the temperature, the matching head, the token head tied to the table, the value head.
     "molecules/spmm": SMILES + PROPERTIES + 2 * PROJECTION + 6 * CROSS_LAYER
@@ -171,23 +187,25 @@ def test_a_run_can_be_repeated_from_its_resolved_recipe(recipe: Recipe, flags: l
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if find_recipe(name).tree["task"] == "finetune"])
-def test_a_fine_tuning_recipe_learns_32_items_by_heart(name: str, tmp_path: Path) -> None:
+def test_a_fine_tuning_recipe_learns_a_batch_by_heart(name: str, tmp_path: Path) -> None:
     recipe = find_recipe(name)
     synthetic: Any = importlib.import_module(f"polyfm.domains.{recipe.domain}.synthetic")
     path = synthetic.write_synthetic(tmp_path, n=40)
     flags = [
         f"--data.path={path}",
         *FLAGS[recipe.domain, "finetune"],
-        "--data.batch_size=32",
+        "--data.split=random",
+        "--data.batch_size=40",
         "--trainer.max_epochs=80",
     ]
     quick = ["--model.optimizer.lr=2e-3", "--model.optimizer.layer_decay=1.0", "--model.dropout=0"]
     cli = RecipeParser(recipe, recipe.sized("small"), [*flags, *quick])
     train(cli, tmp_path)
     rows = cli.datamodule.part("train")
-    assert len(rows) == 32
+    assert len(rows) > 25
     predictions, values = collect(cli.model, cli.datamodule, "train"), cli.datamodule.target_values(rows)
-    assert cli.model.target.metrics(predictions, values)["r2"] > 0.9
+    found = cli.model.target.metrics(predictions, values)
+    assert found.get("r2", found.get("accuracy", 0)) > 0.9
 
 
 def test_the_folder_holds_nothing_but_recipes() -> None:

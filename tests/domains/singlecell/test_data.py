@@ -123,9 +123,12 @@ class TestModalities:
         measured = ~np.isnan(data.table.proteins[0:40]).all(1)  # type: ignore[index]
         assert batch["proteins"].rows.tolist() == np.flatnonzero(measured).tolist()
         assert data.proteins.names == list(PROTEINS)
-        train = data.collate(data.table.read(data.part("train")))["proteins"].values
-        torch.testing.assert_close(train.mean(0), torch.zeros(len(PROTEINS)), atol=1e-5, rtol=0)
-        back = data.proteins.invert(batch["proteins"].values.numpy())
+        train = data.collate(data.table.read(data.part("train")))["proteins"]
+        scores = train.values[train.ids != CLS].view(-1, len(PROTEINS))
+        torch.testing.assert_close(scores.mean(0), torch.zeros(len(PROTEINS)), atol=1e-5, rtol=0)
+        assert train.ids[: len(PROTEINS) + 1].tolist() == [CLS, *range(SPECIALS, SPECIALS + len(PROTEINS))]
+        told = batch["proteins"].values[batch["proteins"].ids != CLS].view(-1, len(PROTEINS))
+        back = data.proteins.invert(told.numpy())
         np.testing.assert_allclose(back, data.table.proteins[0:40][measured], rtol=1e-4, atol=1e-3)  # type: ignore[index]
 
     def test_what_is_not_there_is_said(self, make: Make, tmp_path: Path) -> None:
@@ -136,6 +139,27 @@ class TestModalities:
             make(modalities=["gene"])
         with pytest.raises(RecipeError, match="from 3 to 256"):
             make(bins=2)
+
+    def test_proteins_are_found_by_name_and_a_file_may_lack_some(self, make: Make, tmp_path: Path) -> None:
+        data = make(modalities=["genes", "proteins"])
+        cells = synthetic_cells(20)
+        cells.obsm["protein_expression"] = cells.obsm["protein_expression"][["CD56", "CD3"]]
+        cells.write_h5ad(tmp_path / "fewer.h5ad")
+        told = data.samples_from(tmp_path / "fewer.h5ad")
+        whole, fewer = (data.collate(table[0:20])["proteins"] for table in (data.table, told))
+        known = {SPECIALS + list(PROTEINS).index(name) for name in ("CD56", "CD3")}
+        assert set(fewer.ids.tolist()) == {CLS, *known}
+        for protein in known:
+            torch.testing.assert_close(fewer.values[fewer.ids == protein], whole.values[whole.ids == protein])
+
+    def test_batches_are_numbered_and_new_ones_are_unknown(self, make: Make) -> None:
+        data = make(batches=True, group="batch", split="random")
+        numbers = data.collate(data.table[0:20]).targets["batch"]
+        assert data.batch_names == {"batch1": 0, "batch2": 1}
+        assert numbers.tolist() == [data.batch_names[group] for group in data.table.groups[0:20]]
+        data.batch_names = {"batch1": 0}
+        again = data.collate(data.table[0:20]).targets["batch"]
+        assert again.isnan().tolist() == [group == "batch2" for group in data.table.groups[0:20]]
 
 
 class TestGenes:
