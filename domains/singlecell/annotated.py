@@ -44,7 +44,7 @@ class Annotations:
     """Where it comes from: texts, and lists of texts."""
 
 
-def annotations(model: Any, table: CellTable, vectors: np.ndarray, modality: str) -> Annotations:
+def annotate(model: Any, table: CellTable, vectors: np.ndarray, modality: str) -> Annotations:
     """What a model says of the cells of one file.
 
     Args:
@@ -75,9 +75,9 @@ def annotations(model: Any, table: CellTable, vectors: np.ndarray, modality: str
     classes = list(getattr(model.task.target, "classes", None) or [])
     uns["label"] = list(model.task.target.names)
     if classes:
-        codes = np.full(num_cells, -1)
+        codes = np.full(num_cells, -1, np.int64)
         codes[table.rows] = said.values.argmax(1)
-        obs = {LABEL: pd.Categorical.from_codes(codes, classes), PROBABILITY: _highest(values)}
+        obs = {LABEL: pd.Categorical.from_codes(codes.tolist(), pd.Index(classes)), PROBABILITY: _highest(values)}
         obsm[PROBABILITIES], uns["classes"] = values, classes
     else:
         obs = {f"polyfm_{name}": values[:, at] for at, name in enumerate(said.names)}

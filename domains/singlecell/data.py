@@ -298,7 +298,7 @@ class CellDataModule(DataModule):
     def _read_part(self, indices: np.ndarray, places: np.ndarray) -> CellBlock:
         return self.table.read(indices[places])
 
-    def make_samples(self, keys: list[Key]) -> CellBlock:
+    def make_samples(self, keys: list[Key]) -> CellBlock:  # type: ignore[override]  # a block of n cells is n samples
         """See `DataModule.make_samples`."""
         wanted = np.array([key.index for key in keys], np.int64)
         items, places = np.unique(wanted, return_inverse=True)
@@ -350,7 +350,7 @@ class CellDataModule(DataModule):
 
     def save_vectors(self, model: Any, source: Path, out: Path, samples: Any, vectors: np.ndarray, name: str) -> None:
         """See `DataModule.save_vectors`: the file itself with the vectors in it, ready for scanpy."""
-        from polyfm.domains.singlecell.annotated import annotations, write_annotated
+        from polyfm.domains.singlecell.annotated import annotate, write_annotated
 
         if len(samples.matrices) > 1:
             raise UsageError(
@@ -358,7 +358,7 @@ class CellDataModule(DataModule):
                 where=source,
                 remedy="Embed them one by one, or write .parquet",
             )
-        write_annotated(source, out, annotations(model, samples, vectors, name))
+        write_annotated(source, out, annotate(model, samples, vectors, name))
 
     def collate(self, samples: CellBlock | Sequence[CellBlock]) -> Batch:
         """See `DataModule.collate`."""

@@ -49,7 +49,7 @@ def donor_split(
     if fractions[1] and not valid:
         train = np.flatnonzero(names == TRAIN)
         share = fractions[1] / (fractions[0] + fractions[1])
-        names[train] = random_split([ids[cell] for cell in train], (1 - share, share, 0.0), seed=seed)
+        names[train] = random_split([ids[int(cell)] for cell in train], (1 - share, share, 0.0), seed=seed)
         told += "; groups are few, so validation has cells of training groups"
     return names, told
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 
 from polyfm.domains.singlecell.data import CellDataModule
-from polyfm.domains.singlecell.integration import integration_metrics
+from polyfm.domains.singlecell.metrics import integration_metrics
 from polyfm.domains.singlecell.objectives import HideValues, MaskedExpression, PseudoCell
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.data.collate import pack_ids

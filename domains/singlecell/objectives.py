@@ -143,6 +143,7 @@ class BatchAdversary(Objective):
     Args:
         batches: Most batches that are told apart; data with more are refused.
         weight: λ, by which the turned gradient is scaled.
+        modality: Of cells.
     """
 
     def __init__(self, batches: int = 256, weight: float = 1.0, modality: str = "genes") -> None:
@@ -258,4 +259,5 @@ class PseudoCell(Objective):
             ids: (n,) int64 which gene.
         """
         vectors = model.encoders[self.genes].embedder.genes(ids)  # type: ignore[union-attr, operator]
-        return (self.mlp(pooled)[owner] * vectors).sum(1) + self.typical(ids)[:, 0]
+        told: Tensor = (self.mlp(pooled)[owner] * vectors).sum(1) + self.typical(ids)[:, 0]
+        return told

@@ -244,7 +244,7 @@ def _copy(array: NDArray[Any], start: int, out: NDArray[Any]) -> None:
 
 
 def _open(path: Path, where: str) -> _Sparse | _Dense:
-    root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+    root: Any = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
     found = root[where]
     if hasattr(found, "dtype"):
         return _Dense(found)

@@ -286,9 +286,9 @@ class ProteinScores:
         values = np.log1p(np.asarray(counts, np.float64))
         known = ~np.isnan(values)
         if not known.any(0).all():
-            lacking = [name for name, there in zip(names, known.any(0), strict=True) if not there]
+            lacking = names[int(np.flatnonzero(~known.any(0))[0])]
             raise DataError(
-                f"no cell of the training part has {lacking[0]!r} measured",
+                f"no cell of the training part has {lacking!r} measured",
                 remedy="Split otherwise (--data.split), or take the protein out",
             )
         self.names, count = list(names), known.sum(0)

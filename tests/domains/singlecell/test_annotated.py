@@ -11,7 +11,7 @@ import pytest
 import scanpy
 
 import polyfm
-from polyfm.domains.singlecell.annotated import add, annotations
+from polyfm.domains.singlecell.annotated import add, annotate
 from polyfm.domains.singlecell.synthetic import synthetic_cells, write_synthetic
 from polyfm.shared.cli.main import main
 
@@ -94,7 +94,7 @@ def test_in_memory(annotator: Path) -> None:
     cells = synthetic_cells(20)
     model = polyfm.load(annotator)
     table = model.data.samples_from(cells)
-    add(cells, annotations(model, table, model.embed(table), "genes"))
+    add(cells, annotate(model, table, model.embed(table), "genes"))
     assert cells.obsm["X_polyfm"].shape == (20, 16)
     assert cells.obs["polyfm_label"].notna().all()
     np.testing.assert_allclose(model.embed(synthetic_cells(20)), cells.obsm["X_polyfm"], atol=1e-5)

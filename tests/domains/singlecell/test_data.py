@@ -142,7 +142,7 @@ class TestModalities:
 
     def test_proteins_are_found_by_name_and_a_file_may_lack_some(self, make: Make, tmp_path: Path) -> None:
         data = make(modalities=["genes", "proteins"])
-        cells = synthetic_cells(20)
+        cells = synthetic_cells(120)[:20].copy()
         cells.obsm["protein_expression"] = cells.obsm["protein_expression"][["CD56", "CD3"]]
         cells.write_h5ad(tmp_path / "fewer.h5ad")
         told = data.samples_from(tmp_path / "fewer.h5ad")

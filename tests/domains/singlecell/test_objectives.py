@@ -5,18 +5,27 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from polyfm.domains.singlecell.embedder import GeneTokens
-from polyfm.domains.singlecell.objectives import HIDDEN, CellExpression, HideValues, MaskedExpression
+from polyfm.domains.singlecell.objectives import (
+    HIDDEN,
+    BatchAdversary,
+    CellExpression,
+    HideValues,
+    MaskedExpression,
+    PseudoCell,
+)
 from polyfm.domains.singlecell.sample import CLS, Genes
 from polyfm.shared.backbones.block import PostNorm
 from polyfm.shared.backbones.encoder import Encoder, MultimodalModel
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.data.batch import Batch
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.data.collate import pack_ids
+from polyfm.shared.errors import DataError, RecipeError
 from polyfm.shared.objectives.objective import Progress
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.tokens.text import TextTokens
@@ -153,3 +162,53 @@ def test_the_rank_encoder_is_bert() -> None:
     torch.testing.assert_close(found.tokens.pad().x[mask], expected[mask], atol=1e-5, rtol=1e-5)
     mean = (expected * mask[..., None]).sum(1) / lengths[:, None]
     torch.testing.assert_close(found.pooled, mean, atol=1e-5, rtol=1e-5)
+
+
+class TestBatches:
+    def test_the_gradient_is_turned(self) -> None:
+        model = MultimodalModel({"genes": encoder()})
+        objective = BatchAdversary(batches=3, weight=0.5)
+        objective.build(model.encoders)  # type: ignore[arg-type]
+        batch = whole(BATCH).replace(targets={"batch": torch.tensor([2.0, torch.nan])})
+        views = answer(objective.needs(), batch, model, None, Draw(0, 0), Progress())
+        pooled = views[objective.view].pooled
+        pooled.retain_grad()
+        loss = objective(views, batch).loss
+        loss.backward()
+        assert pooled.grad is not None
+        straight = pooled.detach().clone().requires_grad_()
+        plain = nn.functional.cross_entropy(objective.head(straight[:1]), torch.tensor([2]))
+        torch.testing.assert_close(loss, plain)
+        plain.backward()
+        torch.testing.assert_close(pooled.grad, -0.5 * straight.grad)  # type: ignore[operator]
+
+    def test_too_many_batches_and_none_are_refused(self) -> None:
+        model = MultimodalModel({"genes": encoder()})
+        objective = BatchAdversary(batches=2)
+        objective.build(model.encoders)  # type: ignore[arg-type]
+        views = answer(objective.needs(), whole(BATCH), model, None, Draw(0, 0), Progress())
+        with pytest.raises(RecipeError, match="more batches than 2"):
+            objective(views, whole(BATCH).replace(targets={"batch": torch.tensor([2.0, 0.0])}))
+        with pytest.raises(DataError, match="no batches are known.* Name their column: --data.group"):
+            objective(views, whole(BATCH))
+
+
+def test_pseudo_cells_are_told_of_genes_that_are_there_and_of_some_that_are_not() -> None:
+    trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2, hidden=16, dropout=0.0))
+    text = Encoder(8, partial(TextTokens, vocabulary=9, dropout=0.0), trunk)
+    model = MultimodalModel({"genes": encoder(), "text": text}).eval()
+    objective = PseudoCell()
+    objective.build(model.encoders)  # type: ignore[arg-type]
+    batch = whole(BATCH)
+    batch = batch.replace(modalities={**batch.modalities, "text": pack_ids([np.array([4, 5]), np.array([6])])})
+    views = answer(objective.needs(), batch, model, None, Draw(0, 0), Progress())
+    out = objective(views, batch)
+    pooled = views[objective.view].pooled
+    told = objective.expression(model, pooled, torch.tensor([0, 0, 0, 1]), torch.tensor([3, 4, 9, 4]))
+    there = (told - torch.tensor([5.0, 1.0, 50.0, 2.0])).square().sum()
+    number = int(out.logs["values"])
+    assert 4 <= number <= 8
+    assert out.loss * number >= there - 1e-3
+    embedder: Any = model.encoders["genes"].embedder
+    expected = objective.mlp(pooled[1]) @ embedder.gene_norm(embedder.table.weight[4]) + objective.typical.weight[4, 0]
+    torch.testing.assert_close(told[3], expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polyfm.domains.singlecell.integration import integration_metrics, kbet, lisi, neighbours
+from polyfm.domains.singlecell.metrics import integration_metrics, kbet, lisi, neighbours
 
 
 def test_neighbours_are_the_others() -> None:
