@@ -132,9 +132,13 @@ def write_annotated(source: Path, out: Path, found: Annotations) -> None:
 def _as_anndata(source: Path) -> Any:
     import scanpy
 
-    if source.is_dir() and find_mtx(source) is None:
+    if not source.is_dir():
+        return scanpy.read_10x_h5(source, gex_only=False)
+    found = find_mtx(source)
+    if found is None:
         return anndata.read_zarr(source)
-    return scanpy.read_10x_mtx(source) if source.is_dir() else scanpy.read_10x_h5(source)
+    prefix = found.matrix.name.removesuffix(".gz").removesuffix("matrix.mtx")
+    return scanpy.read_10x_mtx(source, gex_only=False, prefix=prefix or None)
 
 
 def _extend(file: Any, found: Annotations) -> None:

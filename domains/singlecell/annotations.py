@@ -23,7 +23,11 @@ def words_of(column: pd.Series[Any]) -> list[str | None]:
         column: Of ``obs``, of any type.
     """
     empty = column.isna().to_numpy()
-    words = [str(cell).strip() for cell in column.to_numpy(dtype=object)]
+    # What one file holds as numbers, with gaps, another may hold as words: 1.0 is "1" in both.
+    whole = (
+        int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in column.to_numpy(dtype=object)
+    )
+    words = [str(cell).strip() for cell in whole]
     return [None if gone or word.lower() in MISSING else word for gone, word in zip(empty, words, strict=True)]
 
 

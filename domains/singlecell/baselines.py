@@ -23,9 +23,9 @@ def baselines(
 ) -> dict[str, Callable[..., np.ndarray]]:
     """Each method by name; trained when it is first called.
 
-    Logistic regression (ridge for numbers) on all genes, the same on 50 principal components, 15 nearest neighbours on
-    these, and what is commonest. Called, each returns (n_test, outputs) in the form of ``target.decode``; called with
-    indices of rows, the same of those.
+    Logistic regression (ridge for numbers) on all genes that the model knows, the same on 50 principal components, 15
+    nearest neighbours on these, and what is commonest. Called, each returns (n_test, outputs) in the form of
+    ``target.decode``; called with indices of rows, the same of those.
 
     Args:
         expression: (n, G) sparse log1p of counts per 10,000, all cells.

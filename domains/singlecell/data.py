@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,7 +76,10 @@ class CellDataModule(DataModule):
         pool: Blocks that are held and shuffled together.
     """
 
-    INHERITED: ClassVar[tuple[str, ...]] = ("values", "bins", "max_genes", "text_vocabulary", "max_text_tokens")
+    INHERITED: ClassVar[tuple[str, ...]] = (
+        *("values", "bins", "max_genes", "choose"),
+        *("text_vocabulary", "max_text_tokens"),
+    )
     READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "min_overlap")
     LABELS: ClassVar[str] = "data.label"
     SAVES: ClassVar[tuple[str, ...]] = (".h5ad",)
@@ -174,6 +177,7 @@ class CellDataModule(DataModule):
             min_overlap=self.min_overlap,
             quality=self.quality,
             limit=self.limit,
+            with_proteins="proteins" in self.modalities,
         )
         if "proteins" in self._taken_over or self.proteins.names:
             known_proteins = self.proteins.names or list(self._taken_over["proteins"]["names"])
@@ -186,7 +190,10 @@ class CellDataModule(DataModule):
             raise DataError("no surface proteins were found", remedy="Name their entry of obsm: --data.protein KEY")
         if by_column:
             names = column_split(table.split or [])
-        elif self.split == "random" or table.groups == table.ids:
+        elif self.split == "donor" and "group" in table.guesses and len(set(table.groups)) == 1:
+            self.remarks.append(f"{table.guesses['group']!r} says the same of all cells, so they are drawn one by one")
+            names = random_split(table.ids, self.fractions, seed=self.split_seed)
+        elif self.split == "random" or table.groups == table.ids or self.limit:  # the first cells may be of one donor
             names = random_split(table.ids, self.fractions, seed=self.split_seed)
         else:
             names, how = donor_split(table.groups, table.ids, self.fractions, seed=self.split_seed)
@@ -216,7 +223,8 @@ class CellDataModule(DataModule):
             with Progress("medians of genes") as bar:
                 for start in range(0, len(train), AT_ONCE):
                     some = self.table.read(train[start : start + AT_ONCE])
-                    self.medians.add(some.indptr, some.genes, some.values, some.totals)
+                    counts = some.values if some.counts else np.expm1(some.values)
+                    self.medians.add(some.indptr, some.genes, counts, some.totals)
                     bar.update(start + len(some), len(train))
             self.medians.fit()
         if self.batches:
@@ -226,8 +234,14 @@ class CellDataModule(DataModule):
             self.batch_names = {name: number for number, name in enumerate(names)}
         if "text" in self.modalities:
             self.text_tokenizer.fit(text for i in train if (text := (self.table.text or [])[i]) is not None)
-        if "proteins" in self.modalities and self.table.proteins is not None:
+        taken_over = "proteins" in self._taken_over
+        if "proteins" in self.modalities and self.table.proteins is not None and not taken_over:
             self.proteins.fit(self.table.proteins[train], self.table.protein_names)
+
+    def take_over(self, state_dict: dict[str, Any]) -> None:
+        """See `DataModule.take_over`. Batches are those of the new data: no other data have the run's."""
+        super().take_over(state_dict)
+        self._taken_over.pop("batches", None)
 
     def transforms_state(self) -> dict[str, Any]:
         """See `DataModule.transforms_state`."""
@@ -262,6 +276,17 @@ class CellDataModule(DataModule):
         if modality != "text":
             super().take_tokenizer(modality, tokenizer)
         self.text_tokenizer.load(tokenizer.state())
+
+    def require_room(self, encoders: Mapping[str, Any]) -> None:
+        """See `DataModule.require_room`; and ranks go with embedders that read no values."""
+        super().require_room(encoders)
+        if "genes" in encoders and hasattr(encoders["genes"].embedder, "genes") == (self.values == "rank"):
+            kind = type(encoders["genes"].embedder).__name__
+            raise RecipeError(
+                f"{kind} does not read genes with data.values {self.values}",
+                where="model.encoders.genes.embedder",
+                remedy="GeneTokens reads binned and continuous values, TextTokens ranks; leave out --data.values",
+            )
 
     def extents(self) -> dict[str, int]:
         """See `DataModule.extents`."""
@@ -317,8 +342,10 @@ class CellDataModule(DataModule):
         if isinstance(items, CellTable | CellBlock):
             return items
         if type(items).__name__ == "AnnData":
+            if items.isbacked:
+                return self.samples_from(Path(items.filename), **reading)
             with TemporaryDirectory() as folder:
-                items.write_h5ad(Path(folder) / "cells.h5ad")
+                items.write_h5ad(Path(folder) / "cells.h5ad", convert_strings_to_categoricals=False)
                 return self.samples_from(Path(folder) / "cells.h5ad", **reading, in_memory=True)
         if not isinstance(items, str | Path):
             raise DataError(
@@ -334,8 +361,9 @@ class CellDataModule(DataModule):
             layer=given.get("layer") or None,
             genes=self.vocabulary,
             aliases=given["aliases"] or None,
-            min_overlap=float(given["min_overlap"]),
+            min_overlap=_share(given["min_overlap"]),
             quality=self.quality,
+            with_proteins="proteins" in self.modalities,
             in_memory=given.get("in_memory"),
         )
         if self.proteins.names and table.proteins is not None:
@@ -358,7 +386,7 @@ class CellDataModule(DataModule):
                 where=source,
                 remedy="Embed them one by one, or write .parquet",
             )
-        write_annotated(source, out, annotate(model, samples, vectors, name))
+        write_annotated(self.files(source)[0], out, annotate(model, samples, vectors, name))
 
     def collate(self, samples: CellBlock | Sequence[CellBlock]) -> Batch:
         """See `DataModule.collate`."""
@@ -469,6 +497,13 @@ class CellDataModule(DataModule):
         """See `DataModule.source_files`."""
         found = [inner for file in self.files(self.path) for inner in (sorted(file.rglob("*")) or [file])]
         return [file for file in found if file.is_file()]
+
+
+def _share(given: Any) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        raise UsageError(f"expected a share from 0 to 1, not {given!r}", where="--data.min_overlap") from None
 
 
 def most_variable(table: CellTable, train: np.ndarray, number: int, seed: int) -> np.ndarray:

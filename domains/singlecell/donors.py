@@ -11,6 +11,9 @@ import numpy as np
 from polyfm.shared.data.splits import TEST, TRAIN, VALID, Fractions, Names, random_split
 from polyfm.shared.errors import DataError
 
+MOST_OVER = 1.5
+"""Times the cells that a part should have, above which a group is too large for it."""
+
 
 def donor_split(
     groups: Sequence[str], ids: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1), *, seed: int
@@ -41,7 +44,7 @@ def donor_split(
         )
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
     test = _taken(order, sizes, fractions[2] * len(groups), most=len(order) - 1)
-    left = order[len(test) :]
+    left = [group for group in order if group not in test]
     valid = _taken(left, sizes, fractions[1] * len(groups), most=len(left) - 1) if len(left) > 2 else []
     part = {group: TEST for group in test} | {group: VALID for group in valid}
     names = np.array([part.get(group, TRAIN) for group in groups], dtype="<U5")
@@ -55,14 +58,17 @@ def donor_split(
 
 
 def _taken(order: Sequence[str], sizes: Counter[str], wanted: float, most: int) -> list[str]:
-    """The first groups that together have as many cells as wanted; none if none are."""
+    """The first groups that together have about as many cells as wanted; the smallest, if all have more."""
     taken: list[str] = []
     cells = 0
-    for group in order[:most]:
-        if cells >= wanted:
+    for group in order:
+        if cells >= wanted or len(taken) == most:
             break
-        taken.append(group)
-        cells += sizes[group]
+        if cells + sizes[group] <= MOST_OVER * wanted:
+            taken.append(group)
+            cells += sizes[group]
+    if not taken and wanted > 0 and most > 0:
+        taken = [min(order, key=lambda group: sizes[group])]
     return taken
 
 

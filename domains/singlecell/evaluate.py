@@ -28,6 +28,8 @@ from polyfm.shared.training.views import answer
 
 MAPPED, DESCRIBED, FOUND = 2000, 128, 10
 COMPONENTS, NEIGHBOURS, FEWEST, AT_ONCE = 50, 15, 3, 256
+FEWEST_MIXED = 300
+"""Cells below which the neighbours that integration is measured on would be most of all cells."""
 
 
 def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Panel]]:
@@ -37,8 +39,10 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         task: Pre-trained.
         data: Set up.
     """
-    embedded = embed_part(task, data, "test")
-    found = [retrieval(embedded, data), integration(embedded, data), paired(embedded)]
+    first = next(iter(task.model.encoders))
+    parts = {part: embed_part(task, data, part) for part in ("train", "valid", "test") if len(data.part(part))}
+    everything = {part: embedded[first] for part, embedded in parts.items()}
+    found = [retrieval(parts["test"], data), integration(everything, data), paired(parts["test"])]
     for objective in task.objectives.values():
         if isinstance(objective, CausalLM) and objective.modality == "text":
             found.append(described(task, data, objective))
@@ -47,7 +51,7 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         if isinstance(objective, PseudoCell):
             found.append(drawn(task, data, objective))
     metrics = {name: value for more, _ in found for name, value in more.items()}
-    return metrics, [*(panel for _, panel in found if panel is not None), cell_map(task, data)]
+    return metrics, [*(panel for _, panel in found if panel is not None), cell_map(everything, data)]
 
 
 def _texts(data: CellDataModule, part: str) -> list[str]:
@@ -169,6 +173,9 @@ def _linear(x: Any, y: np.ndarray, asked: Any, seed: int) -> np.ndarray:
     told = np.zeros((asked.shape[0], y.shape[1]))
     for column in range(y.shape[1]):
         given = ~np.isnan(y[:, column])
+        if given.sum() < FEWEST:
+            told[:, column] = np.nan
+            continue
         told[:, column] = Ridge().fit(parts.transform(x[given]), y[given, column]).predict(parts.transform(asked))
     return told
 
@@ -180,29 +187,35 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a[both], b[both])[0, 1])
 
 
-def integration(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
-    """How batches mix and types part in the space of cells, where both are known.
+def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
+    """How batches mix and types part in the space of all cells, where both are known. No label was trained on.
 
     Args:
-        embedded: Of the test part, by modality.
+        everything: Of the first modality, by part.
         data: Set up.
     """
-    cells = embedded.get("genes")
-    if cells is None or data.table.groups == data.table.ids:
+    known = data.table.text if "text" in data.modalities else None
+    if data.table.groups == data.table.ids or not (data.table.classes or known):
         return {}, None
-    part = data.part("test")[cells.rows]
-    types = data.table.targets[part, 0] if data.table.classes else np.array(_texts(data, "test"))[cells.rows]
-    batches = np.array([data.table.groups[i] for i in part])
-    if len(np.unique(types)) < 2 or len(np.unique(batches)) < 2:
-        return {}, None
+    rows = np.concatenate([data.part(part)[each.rows] for part, each in everything.items()])
+    vectors = np.concatenate([each.pooled for each in everything.values()])
+    types = np.array([(known[i] or "") if known else str(data.table.targets[i, 0]) for i in rows])
+    labelled = ~np.isin(types, ("", "nan"))
+    rows, vectors, types = rows[labelled], vectors[labelled], types[labelled]
+    batches = np.array([data.table.groups[i] for i in rows])
     kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
-    found = integration_metrics(cells.pooled, kinds, places, seed=data.seed)
-    size = min(COMPONENTS, len(part) - 1, data.expression.shape[1] - 1)
-    plain = TruncatedSVD(size, random_state=data.seed).fit_transform(data.expression[part])
+    if len(rows) < FEWEST_MIXED or not 1 < len(np.unique(kinds)) < len(rows) / 4 or len(np.unique(places)) < 2:
+        return {}, None
+    found = integration_metrics(vectors, kinds, places, seed=data.seed)
+    size = min(COMPONENTS, len(rows) - 1, data.expression.shape[1] - 1)
+    plain = TruncatedSVD(size, random_state=data.seed).fit_transform(data.expression[rows])
     other = integration_metrics(plain, kinds, places, seed=data.seed)
-    rows = [[name.replace("_", " "), value, other[name]] for name, value in found.items()]
-    note = "Each from 0 to 1, more is better: types stay apart, batches mix (scIB's scales)."
-    panel = Panel(title="Integration", body=table(["measure", "this model", "PCA"], rows), note=note)
+    lines = [[name.replace("_", " "), value, other[name]] for name, value in found.items()]
+    note = (
+        f"Of all {len(rows):,} cells with a type. Each from 0 to 1, more is better: types stay apart, batches mix "
+        "(scIB's scales)."
+    )
+    panel = Panel(title="Integration", body=table(["measure", "this model", "PCA"], lines), note=note)
     metrics = {f"integration/{name}": value for name, value in found.items()}
     return metrics | {f"baseline/pca/integration/{name}": value for name, value in other.items()}, panel
 
@@ -290,17 +303,14 @@ def _nearest(known: Any, asked: Any, k: int, seed: int) -> np.ndarray:
     return near
 
 
-def cell_map(task: Any, data: CellDataModule, title: str = "Map of cells") -> Panel:
-    """The first modality's vectors in two dimensions, by text, group and split.
+def cell_map(embedded: dict[str, Embedded], data: CellDataModule, title: str = "Map of cells") -> Panel:
+    """Vectors in two dimensions, by label or text, group and split.
 
     Args:
-        task: Trained.
+        embedded: Of one modality, by part.
         data: Set up.
         title: Of the panel.
     """
-    first = next(iter(task.model.encoders))
-    parts = [name for name in ("train", "valid", "test") if len(data.part(name))]
-    embedded = {name: embed_part(task, data, name)[first] for name in parts}
     vectors = np.concatenate([each.pooled for each in embedded.values()])
     rows = np.concatenate([data.part(name)[each.rows] for name, each in embedded.items()])
     split = np.concatenate([[name] * len(each.rows) for name, each in embedded.items()])

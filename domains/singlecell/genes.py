@@ -139,6 +139,8 @@ class GeneVocabulary:
     """As of `GeneNames`."""
     aliases: dict[str, str] = field(default_factory=dict)
     """By another name: a name of the vocabulary, or one that the user's table gives."""
+    selected: bool = False
+    """Whether genes were left out on purpose: a cell may then have none of those that are left."""
 
     def __post_init__(self) -> None:
         self._by_symbol = {symbol: gene for gene, symbol in enumerate(self.symbols) if symbol}
@@ -195,7 +197,7 @@ class GeneVocabulary:
         """
         genes = [int(gene) for gene in keep]
         symbols, ensembl = [self.symbols[gene] for gene in genes], [self.ensembl[gene] for gene in genes]
-        return type(self)(symbols, ensembl, self.species, dict(self.aliases))
+        return type(self)(symbols, ensembl, self.species, dict(self.aliases), selected=True)
 
     def _add(self, symbol: str, stable: str) -> int:
         """The gene of that name, new if need be, with what is learnt of its other name."""
@@ -305,6 +307,7 @@ class GeneVocabulary:
             "ensembl": list(self.ensembl),
             "species": self.species,
             "aliases": dict(self.aliases),
+            "selected": self.selected,
         }
 
     @classmethod
@@ -314,7 +317,8 @@ class GeneVocabulary:
         Args:
             state: What `state_dict` gave.
         """
-        return cls(list(state["symbols"]), list(state["ensembl"]), state["species"], dict(state["aliases"]))
+        names = list(state["symbols"]), list(state["ensembl"])
+        return cls(*names, state["species"], dict(state["aliases"]), selected=bool(state["selected"]))
 
 
 def read_aliases(path: str | Path) -> dict[str, str]:

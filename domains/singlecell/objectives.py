@@ -33,7 +33,7 @@ from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View,
 from polyfm.shared.tokens.masking import Corruption, Draw
 
 HIDDEN = -10.0
-"""What stands for a hidden value: bins and counts begin at 0, scores of proteins end far above it."""
+"""What stands for a hidden value: bins and counts begin at 0, scores of proteins end at -9."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,6 +200,7 @@ def read_cells(
     scan: str = "auto",
     max_broken: float = 0.5,
     limit: int = 0,
+    with_proteins: bool = True,
 ) -> CellTable:
     """Read files of cells.
 
@@ -221,6 +222,7 @@ def read_cells(
             "auto" is full up to half a million cells.
         max_broken: Largest share of cells without counts to accept, 0 to 1.
         limit: Read only so many cells of each file; 0 reads all.
+        with_proteins: Whether surface proteins are looked for.
 
     Raises:
         DataError: A file, its matrix, its genes or a column cannot be used, or too many cells are broken.
@@ -251,7 +253,9 @@ def read_cells(
     names = [feature.genes for feature in features]
     vocabulary = genes or _common_vocabulary(names, coverage, known, min_overlap)
     if genes is not None and known:
-        vocabulary = GeneVocabulary(genes.symbols, genes.ensembl, genes.species, known | genes.aliases)
+        vocabulary = GeneVocabulary(
+            genes.symbols, genes.ensembl, genes.species, known | genes.aliases, selected=genes.selected
+        )
     _number(matrices, names, vocabulary, min_overlap, remarks)
 
     sizes = [min(len(file.cell_names), limit or len(file.cell_names)) for file in files]
@@ -270,7 +274,7 @@ def read_cells(
     else:
         remarks.append("values were looked at in some blocks only; the rest is checked when it is read")
 
-    keep, broken, where = _judge(files, matrices, scans, sizes, quality)
+    keep, broken, where = _judge(files, matrices, scans, sizes, quality, must_know=not vocabulary.selected)
     quarantine = Quarantine(tuple(broken), sum(sizes))
     quarantine.check(max_broken)
     of_file, rows = where[0][keep], where[1][keep]
@@ -291,7 +295,10 @@ def read_cells(
             Finding(files[of_file[at]].path.name, int(rows[at]) + 1, ids[at], "no label", "no target has a value")
             for at in unlabelled
         ]
-    proteins, protein_names = _proteins(files, asked.protein, scans, antibodies, features, sizes, keep)
+    proteins: NDArray[np.float32] | None = None
+    protein_names: list[str] = []
+    if with_proteins:
+        proteins, protein_names = _proteins(files, asked.protein, scans, antibodies, features, sizes, keep)
     groups = _groups(files, asked.group, gathered, ids, of_file, guesses)
     metrics = None
     if scans is not None:
@@ -438,6 +445,8 @@ def _judge(
     scans: Sequence[Scan] | None,
     sizes: Sequence[int],
     quality: QualityControl,
+    *,
+    must_know: bool,
 ) -> tuple[NDArray[np.bool_], list[Finding], tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Which cells stay, why the others do not, and of all cells file and row."""
     of_file = np.repeat(np.arange(len(files), dtype=np.int32), sizes)
@@ -446,7 +455,9 @@ def _judge(
     for at, scan in enumerate(scans or ()):
         size, metrics, first = sizes[at], scan.metrics, sum(sizes[:at])
         # Only cells that may be left out are looked at one by one.
-        poor = (metrics.n_genes_by_counts < max(quality.min_genes, 1)) | (scan.known == 0) | ~scan.recovered
+        poor = (metrics.n_genes_by_counts < max(quality.min_genes, 1)) | ~scan.recovered
+        if must_know:
+            poor |= scan.known == 0
         if quality.max_mt:
             poor |= metrics.pct_counts_mt > quality.max_mt
         for row in np.flatnonzero(poor[:size]):

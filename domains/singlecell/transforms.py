@@ -26,6 +26,8 @@ from polyfm.shared.errors import DataError, require
 
 TARGET = 1e4
 """Counts that a cell is scaled to, as by scanpy's `normalize_total(target_sum=1e4)` and in Geneformer."""
+FARTHEST = 9.0
+"""Scores of proteins are cut there: farther out stands what means that a value is hidden."""
 MOST_RANKED = 2048
 """Genes of a cell that Geneformer reads."""
 
@@ -303,8 +305,8 @@ class ProteinScores:
         Args:
             counts: (n, P).
         """
-        scores: NDArray[np.float32] = ((np.log1p(counts) - self.mean) / self.scale).astype(np.float32)
-        return scores
+        scores = (np.log1p(counts) - self.mean) / self.scale
+        return np.clip(scores, -FARTHEST, FARTHEST).astype(np.float32)
 
     def invert(self, scores: Array) -> Array:
         """(n, P) counts.

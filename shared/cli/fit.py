@@ -383,7 +383,7 @@ def _conclude(cli: Any, folder: Any, throughput: Any) -> Finished:
     if cli.tree["task"] == "pretrain":
         print(f"Next:    polyfm embed {folder.path} NEW_FILE --out vectors.parquet")
         for name in followers(cli.recipe.domain, cli.model.model.encoders):
-            print(f"         polyfm fit {name} --init_from {folder.path} --data.path LABELLED.csv ...")
+            print(f"         polyfm fit {name} --init_from {folder.path} --data.path LABELLED_FILE ...")
     else:
         print(f"Next:    polyfm predict {folder.path} NEW_FILE --out predictions.csv")
     return finished

@@ -447,6 +447,13 @@ class DataModule(L.LightningDataModule):
         """Files that were read; their hashes go into the run folder."""
         return [Path(self.path)]
 
+    def named_files(self) -> dict[str, Path]:
+        """`source_files` by a name that says nothing of this machine: within a folder that was read, else their own."""
+        root = Path(self.path)
+        return {
+            str(file.relative_to(root)) if root in file.parents else file.name: file for file in self.source_files()
+        }
+
 
 def _leave_signals_to_the_trainer(_: int) -> None:
     for number in STOPPING - {signal.SIGTERM}:

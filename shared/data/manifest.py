@@ -114,23 +114,24 @@ class SourceFile:
     """A file that data came from, as the run's manifest records it."""
 
     name: str
-    """File name without its folder: manifests travel between machines."""
+    """File name, within the folder that was read if it was one: manifests travel between machines."""
     num_bytes: int
     """Size, bytes."""
     sha256: str
     """Hexadecimal digest of the bytes."""
 
     @classmethod
-    def of(cls, path: str | Path) -> SourceFile:
+    def of(cls, path: str | Path, name: str = "") -> SourceFile:
         """Digest a file.
 
         Args:
             path: An existing file.
+            name: By which it is known; its own if empty.
         """
         path = Path(path)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path.name, path.stat().st_size, digest)
+        return cls(name or path.name, path.stat().st_size, digest)
 
 
 def manifest(sources: Iterable[SourceFile], quarantine: Quarantine, notices: Notices) -> dict[str, Any]:

@@ -202,7 +202,8 @@ class RunFolder:
             data: After its setup.
         """
         known = {file["name"]: file["sha256"] for file in self.environment().get("data", {}).get("sources", [])}
-        return [path for path in data.source_files() if known and known.get(path.name) != SourceFile.of(path).sha256]
+        files = {name: path for name, path in data.named_files().items() if known}
+        return [path for name, path in files.items() if known.get(name) != SourceFile.of(path, name).sha256]
 
     @rank_zero_only
     def write_plan(self, members: int, init_from: dict[str, Any]) -> None:
@@ -248,7 +249,7 @@ class RunFolder:
         data.splits.to_csv(self.path / "splits.csv")
         data.quarantine.to_csv(self.path / "quarantine.csv")
         data.notices.to_csv(self.path / "notices.csv")
-        sources = [SourceFile.of(file) for file in data.source_files()]
+        sources = [SourceFile.of(file, name) for name, file in data.named_files().items()]
         self.write_environment({"data": manifest(sources, data.quarantine, data.notices)})
 
     @rank_zero_only

@@ -122,7 +122,8 @@ def write_ledger(recipe: str, sentence: str) -> None:
         rows, fields = list(reader), list(reader.fieldnames or [])
     for row in rows:
         if row["recipe_or_component"] == recipe:
-            row["measured"] = f"{row['measured'].partition(' Evidence:')[0]} Evidence: {sentence}"
+            before = row["measured"].partition(" Evidence:")[0].removesuffix(".")
+            row["measured"] = f"{before}. Evidence: {sentence}"
     with replaced(path) as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()

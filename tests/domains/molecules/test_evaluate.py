@@ -10,14 +10,13 @@ import pytest
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
-    Embedded,
     embedding_map,
     evaluate,
     retrieval_metrics,
     retrieval_panel,
     told_properties,
 )
-from polyfm.shared.evaluation.embedding import embed_part
+from polyfm.shared.evaluation.embedding import Embedded, embed_part
 from polyfm.shared.evaluation.retrieval import Retrieval
 
 Spmm = tuple[Any, MoleculeDataModule]
@@ -73,7 +72,7 @@ def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatc
         "properties": Embedded(vectors[2:], vectors[2:], rows[2:]),  # two molecules lack them
         "other": Embedded(vectors, None, rows),
     }
-    monkeypatch.setattr("polyfm.domains.molecules.evaluate.embed_part", lambda *_: embedded)
+    monkeypatch.setattr("polyfm.shared.evaluation.embedding.embed_part", lambda *_: embedded)
     metrics, found, pool = retrieval_metrics(*spmm)
     assert pool.tolist() == [2, 3, 4, 5, 6, 7]
     assert found["smiles → properties"].pool == 6

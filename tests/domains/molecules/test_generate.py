@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from polyfm.domains.molecules import generate as module
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.descriptors import DESCRIPTORS
 from polyfm.domains.molecules.generate import objective_of, read_properties, write, write_smiles
@@ -21,6 +20,7 @@ from polyfm.shared.data.batch import Values
 from polyfm.shared.data.collate import pack_ids, stack_values
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.errors import UsageError
+from polyfm.shared.evaluation import writing as module
 from polyfm.shared.objectives.causal import CausalLM, NextValue
 from polyfm.shared.objectives.heads import table
 

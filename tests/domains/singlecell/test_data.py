@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from polyfm.domains.singlecell.binning import bin_counts
 from polyfm.domains.singlecell.blocks import cell_keys
@@ -118,7 +119,7 @@ class TestModalities:
         assert data.text_tokenizer.decode(batch["text"].ids[: batch["text"].lengths[0]].tolist()) == texts[0]
 
     def test_proteins_are_standardised_and_may_be_missing(self, make: Make) -> None:
-        data = make(modalities=["genes", "proteins"])
+        data = make(modalities=["genes", "proteins"], split="random")
         batch = data.collate(data.table[0:40])
         measured = ~np.isnan(data.table.proteins[0:40]).all(1)  # type: ignore[index]
         assert batch["proteins"].rows.tolist() == np.flatnonzero(measured).tolist()
@@ -141,7 +142,7 @@ class TestModalities:
             make(bins=2)
 
     def test_proteins_are_found_by_name_and_a_file_may_lack_some(self, make: Make, tmp_path: Path) -> None:
-        data = make(modalities=["genes", "proteins"])
+        data = make(modalities=["genes", "proteins"], split="random")
         cells = synthetic_cells(120)[:20].copy()
         cells.obsm["protein_expression"] = cells.obsm["protein_expression"][["CD56", "CD3"]]
         cells.write_h5ad(tmp_path / "fewer.h5ad")
@@ -167,7 +168,7 @@ class TestGenes:
         data = make(variable_genes=50)
         assert len(data.vocabulary) == 50  # type: ignore[arg-type]
         markers = [symbol for symbols, _ in TYPES.values() for symbol in symbols]
-        assert sum(symbol in data.vocabulary.symbols for symbol in markers) > len(markers) / 2  # type: ignore[union-attr]
+        assert sum(symbol in data.vocabulary.symbols for symbol in markers) > len(markers) / 3  # type: ignore[union-attr]
         again = CellDataModule(str(path), variable_genes=50)
         again.load_state_dict(data.state_dict())
         again.setup()
@@ -189,6 +190,101 @@ class TestGenes:
         cells.write_h5ad(tmp_path / "other.h5ad")
         with pytest.raises(DataError, match="overlap"):
             make().samples_from(tmp_path / "other.h5ad")
+
+
+class TestLikeBefore:
+    """What was found by trying: a run must read its data as it did when it was made."""
+
+    def test_cells_without_a_chosen_gene_stay(self, make: Make, tmp_path: Path) -> None:
+        cells = synthetic_cells(120)
+        cells.X[:5, :-1] = 0
+        cells.X[:5, -1] = 3
+        cells.X.eliminate_zeros()
+        cells.write_h5ad(tmp_path / "poor.h5ad")
+        data = make(path=tmp_path / "poor.h5ad", variable_genes=50)
+        again = CellDataModule(str(tmp_path / "poor.h5ad"), variable_genes=50)
+        again.load_state_dict(data.state_dict())
+        again.setup()
+        assert again.table.ids == data.table.ids
+        assert len(again.table) == 120
+        assert cells_of(again.collate(again.table[0:5])) == cells_of(data.collate(data.table[0:5]))
+
+    def test_medians_of_logarithms_are_those_of_their_counts(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        cells = synthetic_cells(120)
+        counts = cells.X.toarray() * rng.uniform(0.9, 1.1, cells.shape)
+        scaled = 1e4 * counts / counts.sum(1, keepdims=True)
+        cells.X = csr_matrix(np.log1p(scaled).astype(np.float32))
+        cells.write_h5ad(tmp_path / "logs.h5ad")
+        data = CellDataModule(str(tmp_path / "logs.h5ad"), values="rank", split="random")
+        data.setup()
+        assert not data.table[0:1].counts
+        train = scaled[data.part("train")]
+        wanted = np.nanmedian(np.where(train > 0, train, np.nan), 0)
+        known = data.medians.medians > 0
+        np.testing.assert_allclose(data.medians.medians[known], wanted[known], rtol=1e-3)
+
+    def test_files_within_a_folder_are_told_apart(self, tmp_path: Path) -> None:
+        data = CellDataModule(str(write_synthetic(tmp_path, kind="zarr", n=60)), split="random")
+        data.setup()
+        names = data.named_files()
+        assert len(names) == len(data.source_files()) > 5
+        assert str(tmp_path) not in " ".join(names)
+
+    def test_batches_are_those_of_the_new_data_and_proteins_those_of_the_run(self, make: Make, tmp_path: Path) -> None:
+        state = make(batches=True, modalities=["genes", "proteins"], split="random").state_dict()
+        cells = synthetic_cells(120)
+        cells.obs["donor"] = cells.obs["donor"].cat.rename_categories(lambda name: f"new {name}")
+        cells.obsm["protein_expression"] = cells.obsm["protein_expression"][["CD56", "CD3"]]
+        cells.write_h5ad(tmp_path / "new.h5ad")
+        settings = {"batches": True, "modalities": ["genes", "proteins"], "split": "random"}
+        data = CellDataModule(str(tmp_path / "new.h5ad"), **settings)  # type: ignore[arg-type]
+        data.take_over(state)
+        data.setup()
+        assert all(name.startswith("new ") for name in data.batch_names)
+        assert data.proteins.names == list(PROTEINS)
+        assert "choose" in CellDataModule.INHERITED
+
+    def test_a_group_that_says_the_same_of_all_is_no_group(self, make: Make, tmp_path: Path) -> None:
+        cells = synthetic_cells(60)
+        del cells.obs["donor"], cells.obs["batch"]
+        cells.obs["orig.ident"] = "SeuratProject"
+        cells.write_h5ad(tmp_path / "seurat.h5ad")
+        data = make(path=tmp_path / "seurat.h5ad")
+        assert any("says the same of all cells" in remark for remark in data.remarks)
+        with pytest.raises(DataError, match="all cells are of one group"):
+            make(path=tmp_path / "seurat.h5ad", group="orig.ident")
+
+    def test_an_anndata_is_left_as_it_was(self, make: Make, path: Path) -> None:
+        data = make()
+        backed = anndata.read_h5ad(path, backed="r")
+        assert data.ids_of(data.samples_from(backed)) == data.table.ids
+        assert Path(str(backed.filename)) == path
+        cells = synthetic_cells(20)
+        kinds = cells.obs.dtypes.astype(str).to_dict()
+        data.samples_from(cells)
+        assert cells.obs.dtypes.astype(str).to_dict() == kinds
+
+    def test_values_that_the_embedder_does_not_read_are_refused(self, make: Make) -> None:
+        from polyfm.domains.singlecell.embedder import GeneTokens
+        from polyfm.shared.tokens.text import TextTokens
+
+        class Encoder:
+            def __init__(self, embedder: Any) -> None:
+                self.embedder = embedder
+
+        make().require_room({"genes": Encoder(GeneTokens(4, 400))})
+        make(values="rank").require_room({"genes": Encoder(TextTokens(4, 400))})
+        for values, embedder in (("rank", GeneTokens(4, 400)), ("binned", TextTokens(4, 400))):
+            with pytest.raises(RecipeError, match=f"does not read genes with data.values {values}"):
+                make(values=values).require_room({"genes": Encoder(embedder)})
+
+    def test_one_label_in_two_ways_of_writing_is_one_class(self, make: Make, tmp_path: Path) -> None:
+        for name, labels in (("a", [0.0, 1.0, np.nan] * 20), ("b", ["0", "1", "2"] * 20)):
+            cells = synthetic_cells(60, seed=ord(name))
+            cells.obs["cluster"] = labels
+            cells.write_h5ad(tmp_path / f"{name}.h5ad")
+        assert make(path=tmp_path, label=["cluster"], split="random").class_names() == ["0", "1", "2"]
 
 
 class TestLoader:

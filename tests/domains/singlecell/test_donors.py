@@ -38,3 +38,11 @@ def test_of_two_donors_one_tests_and_the_other_s_cells_train_and_validate() -> N
 def test_one_donor_cannot_be_split() -> None:
     with pytest.raises(DataError, match="all cells are of one group, 'a'. .*--data.split random"):
         donor_split(["a"] * 10, [str(i) for i in range(10)], seed=0)
+
+
+def test_a_donor_of_nearly_all_cells_trains() -> None:
+    groups, ids = ["a"] * 950 + ["b"] * 50, [str(i) for i in range(1000)]
+    for seed in range(6):
+        names, _ = donor_split(groups, ids, seed=seed)
+        assert (names == "test").sum() == 50
+        assert (names[:950] != "test").all()

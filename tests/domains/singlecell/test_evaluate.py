@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
         ),
         (
             "integrate",
-            ["--data.group=batch", "--data.text=cell_type"],
+            ["--data.group=batch", "--data.label=cell_type"],
             ["integration/ilisi", "baseline/pca/integration/ilisi", "test/batch/accuracy"],
             ["Integration", "Map of cells"],
         ),
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 def test_recipes_are_measured_and_shown(
     tmp_path: Path, recipe: str, words: list[str], wanted: list[str], panels: list[str]
 ) -> None:
-    path = write_synthetic(tmp_path, n=150)
+    path = write_synthetic(tmp_path, n=360)
     common = ["--size=small", f"--data.path={path}", "--data.max_genes=40", f"--out={tmp_path / 'run'}"]
     quiet = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
     assert main(["fit", f"singlecell/{recipe}", *common, *quiet, *words]) == 0

@@ -167,6 +167,6 @@ def test_mouse_genes_for_a_human_model_are_refused() -> None:
 def test_the_state_is_primitive() -> None:
     built = GeneVocabulary.build([names(HUMAN[:3], gene_ids=IDS)], aliases={"P53": "TP53"})
     state = built.state_dict()
-    assert {type(value) for value in state.values()} == {list, str, dict}
+    assert {type(value) for value in state.values()} == {list, str, dict, bool}
     again = GeneVocabulary.from_state(state)
     assert again.match(names(["P53", IDS[1]])).ids.tolist() == [0, 1]
