@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,25 @@ class SignalTheSecond(Seen):
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    # In a process of its own: one that has started threads, as some libraries do, must not fork.
+    process = get_context("spawn").Process(target=_train, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert [len((tmp_path / f"train-{rank}").read_text().splitlines()) for rank in (0, 1)] == [2, 2]
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def _train(folder: Path) -> None:
     trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2, hidden=16))
     task = FinetuneTask({"table": Encoder(8, partial(ValueTokens, columns=5), trunk)}, optimizer=AdamW(lr=1e-2))
     with Signals() as signals:
-        checkpoint = Checkpoint(monitor="valid/score", mode="max").within(tmp_path, signals)
+        checkpoint = Checkpoint(monitor="valid/score", mode="max").within(folder, signals)
         trainer = L.Trainer(
             max_epochs=2, accelerator="cpu", devices=2, strategy="ddp_fork", use_distributed_sampler=False,
-            callbacks=[StepSeed(0), SignalTheSecond(tmp_path), checkpoint], default_root_dir=tmp_path, logger=False,
+            callbacks=[StepSeed(0), SignalTheSecond(folder), checkpoint], default_root_dir=folder, logger=False,
             num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         with pytest.raises(ProcessExitedException) as ended:
             trainer.fit(task, datamodule=Tables("none", batch_size=4))
     assert ended.value.exit_code == 143
-    assert [len((tmp_path / f"train-{rank}").read_text().splitlines()) for rank in (0, 1)] == [2, 2]
-    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
