@@ -105,7 +105,7 @@ FLAGS = {
     ("molecules", "finetune"): ["--data.targets=[activity]"],
     ("molecules", "pretrain"): [],
     ("singlecell", "finetune"): ["--data.label=[cell_type]"],
-    ("singlecell", "pretrain"): [],
+    ("singlecell", "pretrain"): ["--data.split=random"],
 }
 
 
