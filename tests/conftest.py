@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from tests.ports import free_port
 
 # Before torch or numpy is imported: tests run in several processes, and one thread each gives the same sums everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -92,6 +93,11 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for reason, count in sorted(config.stash[deselected].items()):
         terminalreporter.write_line(f"deselected: {count} test{'s' * (count != 1)} {reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    os.environ["MASTER_PORT"] = str(free_port())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.multiprocessing as mp
 from tests.distributed.test_objectives import in_double
 from tests.shared.conftest import make_pretrain
 from tests.shared.training.test_large_batch import FineData
@@ -46,6 +47,11 @@ class Kept(L.Callback):
 
 
 def fit(path: Path, chunk: int, accumulate: int) -> list[dict[str, Any]]:
+    mp.spawn(train, args=(path, chunk, accumulate))  # type: ignore[no-untyped-call]  # fresh, because it forks
+    return [read_checkpoint(path.with_suffix(f".{rank}")) for rank in (0, 1)]
+
+
+def train(_: int, path: Path, chunk: int, accumulate: int) -> None:
     task = in_double(make_pretrain(chunk=chunk, optimizer=AdamW(lr=1e-3, warmup=0)))
     trainer = L.Trainer(
         max_steps=3, accumulate_grad_batches=accumulate, gradient_clip_val=1.0, callbacks=[StepSeed(0), Kept(path)],
@@ -54,7 +60,6 @@ def fit(path: Path, chunk: int, accumulate: int) -> list[dict[str, Any]]:
         num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(task, datamodule=FineData(n=48, batch_size=5, lacking=LACKING))
-    return [read_checkpoint(path.with_suffix(f".{rank}")) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.full), 2])

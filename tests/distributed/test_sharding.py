@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests.ports import free_port
 from tests.shared.training.test_sharding import fit_spmm, same
 
 from polyfm.shared.training.checkpoint import read_checkpoint, write_checkpoint
@@ -28,14 +28,14 @@ def work(rank: int, folder: str, ports: list[int]) -> None:
     write_checkpoint({"state_dict": task.state_dict()}, run / str(rank))
 
 
+def whole(_: int, folder: Path) -> None:
+    fit_spmm(folder, sharded=False, devices=2)
+
+
 @pytest.mark.full
 def test_two_processes_with_parts_equal_two_with_all(tmp_path: Path) -> None:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = [first.getsockname()[1], second.getsockname()[1]]
-    mp.spawn(work, args=(str(tmp_path), ports), nprocs=2)  # type: ignore[no-untyped-call]
-    fit_spmm(tmp_path / "whole", sharded=False, devices=2)
+    mp.spawn(work, args=(str(tmp_path), [free_port(), free_port()]), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(whole, args=(tmp_path / "whole",))  # type: ignore[no-untyped-call]  # fresh, because it forks
     found, expected = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("parts", "whole"))
     same(found, expected)
     for rank in range(2):  # whole again in both

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 
 from polyfm.shared.backbones.block import PostNorm
 from polyfm.shared.backbones.encoder import Encoder
@@ -81,19 +82,26 @@ class Seen(L.Callback):
         (self.folder / f"score-{trainer.global_rank}").write_text(repr(float(trainer.callback_metrics["valid/rmse"])))
 
 
-def test_two_processes_are_one_run(tmp_path: Path) -> None:
+def make() -> tuple[FinetuneTask, Tables]:
     torch.manual_seed(0)
     trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2, hidden=16, dropout=0.1))
     encoders = {"table": Encoder(8, partial(ValueTokens, columns=5), trunk)}
-    task, data = FinetuneTask(encoders, optimizer=AdamW(lr=1e-2)), Tables("none", batch_size=4)
-    checkpoint = Checkpoint(monitor="valid/score", mode="max").within(tmp_path)
+    return FinetuneTask(encoders, optimizer=AdamW(lr=1e-2)), Tables("none", batch_size=4)
+
+
+def train(_: int, folder: Path) -> None:
+    task, data = make()
+    checkpoint = Checkpoint(monitor="valid/score", mode="max").within(folder)
     trainer = L.Trainer(
         max_epochs=2, accelerator="cpu", devices=2, strategy="ddp_fork", use_distributed_sampler=False,
-        callbacks=[StepSeed(0), Seen(tmp_path), checkpoint], default_root_dir=tmp_path, num_sanity_val_steps=0,
+        callbacks=[StepSeed(0), Seen(folder), checkpoint], default_root_dir=folder, num_sanity_val_steps=0,
         logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(task, datamodule=data)
 
+
+def test_two_processes_are_one_run(tmp_path: Path) -> None:
+    mp.spawn(train, args=(tmp_path,))  # type: ignore[no-untyped-call]  # fresh, because it forks
     steps = [(tmp_path / f"train-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert len(steps[0]) == len(steps[1]) == 6  # 24 rows, two processes, batches of 4, two passes
     for epoch in ("0", "1"):
@@ -105,6 +113,7 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 
     # One process over the whole part finds the same.
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    task, data = make()
     task.on_load_checkpoint(last)
     task.load_state_dict(last["state_dict"])
     data.setup()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch.multiprocessing as mp
 from tests.distributed.test_training import Seen, Tables
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -35,16 +35,12 @@ class SignalTheSecond(Seen):
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path: Path) -> None:
-    # In a process of its own: one that has started threads, as some libraries do, must not fork.
-    process = get_context("spawn").Process(target=_train, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    mp.spawn(train, args=(tmp_path,))  # type: ignore[no-untyped-call]  # fresh, because it forks
     assert [len((tmp_path / f"train-{rank}").read_text().splitlines()) for rank in (0, 1)] == [2, 2]
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
-def _train(folder: Path) -> None:
+def train(_: int, folder: Path) -> None:
     trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2, hidden=16))
     task = FinetuneTask({"table": Encoder(8, partial(ValueTokens, columns=5), trunk)}, optimizer=AdamW(lr=1e-2))
     with Signals() as signals:
