@@ -28,7 +28,6 @@ from polyfm.shared.objectives.matching import Matching
 from polyfm.shared.objectives.objective import leading
 
 GENERATED = 128
-MAPPED = 2000
 OF_DESCRIPTIONS = {"text", "words"}
 """Modalities made of a description."""
 
@@ -76,7 +75,7 @@ def retrieval_metrics(task: Any, data: MoleculeDataModule) -> tuple[dict[str, fl
     Returns:
         Metrics by name, the retrievals by direction, and the pool: rows of the test part that have all the modalities.
     """
-    found, pool = found_by(task, data, "test")
+    found, pool = found_by(embed_part(task, data, "test"))
     if not found:
         return {}, {}, pool
     kinds = {type(objective): objective for objective in task.objectives.values()}
@@ -299,9 +298,6 @@ def embedding_map(task: Any, data: MoleculeDataModule, title: str = "Map of mole
     vectors = np.concatenate([each.pooled for each in embedded.values()])
     rows = np.concatenate([data.part(name)[each.rows] for name, each in embedded.items()])
     split = np.concatenate([[name] * len(each.rows) for name, each in embedded.items()])
-    if len(rows) > MAPPED:
-        keep = np.sort(np.random.default_rng(0).choice(len(rows), MAPPED, replace=False))
-        vectors, rows, split = vectors[keep], rows[keep], split[keep]
     scaffold = np.array([data.splits.groups[i] or "no ring" for i in rows])
     return map_panel(vectors, {"by scaffold": scaffold, "by split": split}, title=title)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from polyfm.shared.data.sampler import some_of
 from polyfm.shared.training.targets.multi_class import MultiClass
 from polyfm.shared.training.targets.regression import Regression
 from polyfm.shared.training.targets.target import Target
@@ -16,10 +17,17 @@ COMPONENTS = 50
 NEIGHBOURS = 15
 MOST = 50_000
 """Training cells; more are drawn from, and linear models are hardly the better for them."""
+AT_ONCE = 20_000
+"""Cells that are in memory while something is said of all."""
 
 
 def baselines(
-    expression: Callable[[], Any], values: np.ndarray, train: np.ndarray, test: np.ndarray, target: Target, seed: int
+    expression: Callable[[np.ndarray], Any],
+    values: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    target: Target,
+    seed: int,
 ) -> dict[str, Callable[..., np.ndarray]]:
     """Each method by name; trained when it is first called.
 
@@ -28,26 +36,25 @@ def baselines(
     ``target.decode``; called with indices of rows, the same of those.
 
     Args:
-        expression: (n, G) sparse log1p of counts per 10,000, all cells.
+        expression: Reads cells by their indices: (n, G) sparse log1p of counts per 10,000.
         values: (n, tasks) labels, all cells; NaN where missing.
         train: Indices of the training part, the only labels used.
         test: Indices of the test part.
         target: What is predicted.
         seed: Of the decomposition and of the cells drawn.
     """
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.choice(train, MOST, replace=False)) if len(train) > MOST else train
+    some = some_of(train, MOST, seed)
 
     @cache
     def components() -> Any:
         from sklearn.decomposition import TruncatedSVD
 
-        table = expression()
+        table = expression(some)
         size = min(COMPONENTS, len(some) - 1, table.shape[1] - 1)
-        return TruncatedSVD(size, random_state=seed).fit(table[some])
+        return TruncatedSVD(size, random_state=seed).fit(table)
 
     def reduced(rows: np.ndarray) -> Any:
-        return components().transform(expression()[rows])
+        return components().transform(expression(rows))
 
     def method(features: Callable[[np.ndarray], Any], make: Callable[[], Any]) -> Callable[..., np.ndarray]:
         @cache
@@ -55,13 +62,13 @@ def baselines(
             return [_fit(make(), features, some, column, target) for column in values.T]
 
         def predict(rows: np.ndarray = test) -> np.ndarray:
-            found = features(rows)
-            return np.concatenate([_predict(model, found, target) for model in models()], axis=1)
+            parts = np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
+            return np.concatenate([_predict_all(models(), features(part), target) for part in parts])
 
         return predict
 
     return {
-        "logistic_genes": method(lambda rows: expression()[rows], lambda: _linear(target, sparse=True)),
+        "logistic_genes": method(expression, lambda: _linear(target, sparse=True)),
         "logistic_pca": method(reduced, lambda: _linear(target, sparse=False)),
         "knn_pca": method(reduced, lambda: _neighbours(target)),
         "commonest": method(lambda rows: np.zeros((len(rows), 1)), lambda: _commonest(target)),
@@ -74,6 +81,10 @@ def _fit(untrained: Any, features: Callable[[np.ndarray], Any], rows: np.ndarray
     if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
         return float(y[given].mean()) if len(given) else 0.5
     return untrained.fit(features(given), y[given])
+
+
+def _predict_all(models: list[Any], x: Any, target: Target) -> np.ndarray:
+    return np.concatenate([_predict(model, x, target) for model in models], axis=1)
 
 
 def _predict(model: Any, x: Any, target: Target) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
@@ -21,12 +21,20 @@ from polyfm.domains.singlecell.genes import GeneVocabulary
 from polyfm.domains.singlecell.quality import QualityControl
 from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CLS, SPECIALS, CellBlock, Genes
-from polyfm.domains.singlecell.transforms import Medians, ProteinScores, normalise, rank_genes, sample_genes, top_genes
+from polyfm.domains.singlecell.transforms import (
+    Medians,
+    ProteinScores,
+    most_variable,
+    normalise,
+    rank_genes,
+    sample_genes,
+    top_genes,
+)
 from polyfm.shared.data.batch import Batch, ModalityBatch, TokenIds
 from polyfm.shared.data.collate import group_ids, pack_ids, sample_key
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.data.progress import Progress
-from polyfm.shared.data.sampler import Key, Passes
+from polyfm.shared.data.sampler import Key, Passes, some_of
 from polyfm.shared.data.splits import Splits, column_split, random_split
 from polyfm.shared.data.streaming import BlockOrder, PooledReads
 from polyfm.shared.errors import DataError, RecipeError, UsageError, require
@@ -179,26 +187,32 @@ class CellDataModule(DataModule):
             limit=self.limit,
             with_proteins="proteins" in self.modalities,
         )
-        if "proteins" in self._taken_over or self.proteins.names:
-            known_proteins = self.proteins.names or list(self._taken_over["proteins"]["names"])
-            self.table = table = table.with_proteins(known_proteins)
         self.quarantine, self.notices, self.source = table.quarantine, table.notices, self.path
         self.remarks = self._announced(table, training=True)
         if "text" in self.modalities and table.text is None:
             raise DataError("no column of descriptions was found", remedy="Name one or several: --data.text COLUMN")
         if "proteins" in self.modalities and table.proteins is None:
             raise DataError("no surface proteins were found", remedy="Name their entry of obsm: --data.protein KEY")
+        known_proteins = self.proteins.names or self._taken_over.get("proteins", {}).get("names")
+        if "proteins" in self.modalities and known_proteins:
+            self.table = table = table.choose_proteins(list(known_proteins))
         if by_column:
             names = column_split(table.split or [])
-        elif self.split == "donor" and "group" in table.guesses and len(set(table.groups)) == 1:
-            self.remarks.append(f"{table.guesses['group']!r} says the same of all cells, so they are drawn one by one")
-            names = random_split(table.ids, self.fractions, seed=self.split_seed)
-        elif self.split == "random" or table.groups == table.ids or self.limit:  # the first cells may be of one donor
-            names = random_split(table.ids, self.fractions, seed=self.split_seed)
-        else:
+        elif self._by_donor(table):
             names, how = donor_split(table.groups, table.ids, self.fractions, seed=self.split_seed)
             self.remarks.append(how)
+        else:
+            names = random_split(table.ids, self.fractions, seed=self.split_seed)
         return Splits(table.ids, table.groups, names)
+
+    def _by_donor(self, table: CellTable) -> bool:
+        """Whether whole groups are drawn; of a part of the data not, as the first cells may be of one donor."""
+        if self.split != "donor" or self.limit or table.groups == table.ids:
+            return False
+        alike = "group" in table.guesses and len(set(table.groups)) == 1
+        if alike:
+            self.remarks.append(f"{table.guesses['group']!r} says the same of all cells, so they are drawn one by one")
+        return not alike
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""
@@ -215,7 +229,8 @@ class CellDataModule(DataModule):
         known = "vocabulary" in self._taken_over
         if not known and 0 < self.variable_genes < len(self.table.vocabulary):
             whole = len(self.table.vocabulary)
-            self.table = self.table.narrow(most_variable(self.table, train, self.variable_genes, self.seed))
+            looked_at = self.expression(some_of(train, LOOKED_AT, self.seed))
+            self.table = self.table.narrow(most_variable(looked_at, self.variable_genes))
             self.remarks.append(f"{self.variable_genes:,} of {whole:,} genes are kept, the most variable")
         self.vocabulary = self.table.vocabulary
         if self.values == "rank":
@@ -352,6 +367,7 @@ class CellDataModule(DataModule):
                 f"{type(items).__name__} is no file of cells", remedy="Give the path of an .h5ad, .zarr or 10x file"
             )
         given = {"aliases": self.aliases, "min_overlap": self.min_overlap, **reading}
+        require(0 <= given["min_overlap"] <= 1, "data.min_overlap", "a share from 0 to 1", given["min_overlap"])
         text = given.get("text", self.text if "text" in self.modalities else [])
         table = read_cells(
             self.files(items),
@@ -361,13 +377,13 @@ class CellDataModule(DataModule):
             layer=given.get("layer") or None,
             genes=self.vocabulary,
             aliases=given["aliases"] or None,
-            min_overlap=_share(given["min_overlap"]),
+            min_overlap=given["min_overlap"],
             quality=self.quality,
             with_proteins="proteins" in self.modalities,
             in_memory=given.get("in_memory"),
         )
         if self.proteins.names and table.proteins is not None:
-            table = table.with_proteins(self.proteins.names)
+            table = table.choose_proteins(self.proteins.names)
         self.quarantine, self.notices = table.quarantine, table.notices
         self.source, self.remarks = str(items), self._announced(table)
         return table
@@ -472,20 +488,24 @@ class CellDataModule(DataModule):
         """See `DataModule.class_names`."""
         return self.table.classes
 
-    @cached_property
-    def expression(self) -> Any:
-        """(n, G) sparse log1p of counts per 10,000 of all cells, for simple methods."""
+    def expression(self, cells: np.ndarray) -> Any:
+        """(n, G) sparse log1p of counts per 10,000, for simple methods. Read anew each time: all may be too many.
+
+        Args:
+            cells: (n,) indices.
+        """
         from scipy.sparse import csr_array
 
-        block = self.table.read(np.arange(len(self.table)))
+        items, places = np.unique(cells, return_inverse=True)
+        block = self.table.read(items)
         values = normalise(block.indptr, block.values, block.totals) if block.counts else block.values
-        return csr_array((values, block.genes, block.indptr), shape=(len(block), len(self.table.vocabulary)))
+        found = csr_array((values, block.genes, block.indptr), shape=(len(block), len(self.table.vocabulary)))
+        return found if len(items) == len(cells) and (np.diff(places) > 0).all() else found[places]
 
     def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""
-        return baselines(
-            lambda: self.expression, self.table.targets, self.part("train"), self.part("test"), target, self.seed
-        )
+        train, test = self.part("train"), self.part("test")
+        return baselines(self.expression, self.table.targets, train, test, target, self.seed)
 
     def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
         """See `DataModule.evaluate`."""
@@ -497,38 +517,6 @@ class CellDataModule(DataModule):
         """See `DataModule.source_files`."""
         found = [inner for file in self.files(self.path) for inner in (sorted(file.rglob("*")) or [file])]
         return [file for file in found if file.is_file()]
-
-
-def _share(given: Any) -> float:
-    try:
-        return float(given)
-    except ValueError:
-        raise UsageError(f"expected a share from 0 to 1, not {given!r}", where="--data.min_overlap") from None
-
-
-def most_variable(table: CellTable, train: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """(number,) ids of the genes that vary most for their mean (Satija et al., 2015, as in scanpy), rising.
-
-    Args:
-        table: Of the cells.
-        train: (n,) indices of the training part; of many, some are drawn.
-        number: How many genes.
-        seed: Of the draw.
-    """
-    import scanpy
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
-
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.choice(train, LOOKED_AT, replace=False)) if len(train) > LOOKED_AT else train
-    block = table.read(some)
-    values = normalise(block.indptr, block.values, block.totals) if block.counts else block.values
-    shape = (len(block), len(table.vocabulary))
-    cells = AnnData(csr_matrix((values, block.genes, block.indptr), shape=shape))
-    found = scanpy.pp.highly_variable_genes(cells, n_top_genes=number, flavor="seurat", inplace=False)
-    # As many as asked for: among genes of equal dispersion scanpy takes all, or none.
-    order = np.argsort(-found["dispersions_norm"].fillna(-np.inf).to_numpy(), kind="stable")
-    return np.sort(order[:number])
 
 
 def _taken(shuffle: bool, held: CellBlock, places: np.ndarray, keys: list[Key]) -> CellBlock:

@@ -14,11 +14,12 @@ from polyfm.domains.singlecell.metrics import integration_metrics
 from polyfm.domains.singlecell.objectives import HideValues, MaskedExpression, PseudoCell
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.data.collate import pack_ids
-from polyfm.shared.evaluation.embedding import Embedded, embed_part
+from polyfm.shared.data.sampler import some_of
+from polyfm.shared.evaluation.embedding import Embedded, embed_part, found_by
 from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
-from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
+from polyfm.shared.evaluation.retrieval import Retrieval
 from polyfm.shared.evaluation.text import text_metrics
 from polyfm.shared.evaluation.writing import write_tokens
 from polyfm.shared.objectives.causal import CausalLM
@@ -26,8 +27,10 @@ from polyfm.shared.objectives.objective import Progress
 from polyfm.shared.tokens.masking import Draw
 from polyfm.shared.training.views import answer
 
-MAPPED, DESCRIBED, FOUND = 2000, 128, 10
+DESCRIBED, FOUND = 128, 10
 COMPONENTS, NEIGHBOURS, FEWEST, AT_ONCE = 50, 15, 3, 256
+MOST = 20_000
+"""Cells of a part that are looked at where a sample tells as much as all; only what is tested is tested on all."""
 FEWEST_MIXED = 300
 """Cells below which the neighbours that integration is measured on would be most of all cells."""
 
@@ -40,7 +43,8 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         data: Set up.
     """
     first = next(iter(task.model.encoders))
-    parts = {part: embed_part(task, data, part) for part in ("train", "valid", "test") if len(data.part(part))}
+    sizes = {part: MOST for part in ("train", "valid", "test") if len(data.part(part))} | {"test": 0}
+    parts = {part: embed_part(task, data, part, most) for part, most in sizes.items()}
     everything = {part: embedded[first] for part, embedded in parts.items()}
     found = [retrieval(parts["test"], data), integration(everything, data), paired(parts["test"])]
     for objective in task.objectives.values():
@@ -54,10 +58,10 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
     return metrics, [*(panel for _, panel in found if panel is not None), cell_map(everything, data)]
 
 
-def _texts(data: CellDataModule, part: str) -> list[str]:
-    """Descriptions of a part, empty where there is none."""
+def _texts(data: CellDataModule, cells: np.ndarray) -> list[str]:
+    """Descriptions of cells, empty where there is none."""
     known = data.table.text
-    return [known[i] or "" if known is not None else "" for i in data.part(part)]
+    return [known[i] or "" if known is not None else "" for i in cells]
 
 
 def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
@@ -70,7 +74,7 @@ def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict
     cells, said = embedded.get("genes"), embedded.get("text")
     if cells is None or said is None or cells.projected is None or said.projected is None or not len(said.rows):
         return {}, None
-    texts = np.array(_texts(data, "test"))
+    texts = np.array(_texts(data, data.part("test")))
     unique, first, kind = np.unique(texts[said.rows], return_index=True, return_inverse=True)
     scores = cells.projected[np.isin(cells.rows, said.rows)] @ said.projected[first].T
     own = scores[np.arange(len(scores)), kind][:, None]
@@ -102,16 +106,12 @@ def paired(embedded: dict[str, Embedded]) -> tuple[dict[str, float], Panel | Non
     Args:
         embedded: Of the test part, by modality.
     """
-    cells, proteins = (embedded.get(name) for name in ("genes", "proteins"))
-    if cells is None or proteins is None or cells.projected is None or proteins.projected is None:
+    found, pool = found_by({name: embedded[name] for name in ("genes", "proteins") if name in embedded})
+    if not found:
         return {}, None
-    if not len(proteins.rows):
-        return {}, None
-    rna, surface = cells.projected[np.isin(cells.rows, proteins.rows)], proteins.projected
-    found = {"genes → proteins": retrieve(rna, surface), "proteins → genes": retrieve(surface, rna)}
     metrics = {f"retrieval/{key}": value for name, one in found.items() for key, value in one.measured(name).items()}
     metrics["retrieval/chance_r@10"] = found["genes → proteins"].chance(10)
-    note = f"Each of {len(rna):,} test cells with proteins is looked up by its other modality among all of them."
+    note = f"Each of {len(pool):,} test cells with proteins is looked up by its other modality among all of them."
     return metrics, Panel(title="RNA and proteins", body=retrieval_table(found), note=note)
 
 
@@ -127,12 +127,15 @@ def told_proteins(
         objective: That tells proteins from genes.
     """
     known: Any = data.table.proteins
-    test, train = ([i for i in data.part(part) if not np.isnan(known[i]).all()] for part in ("test", "train"))
-    if len(test) < FEWEST or not train:
+    measured = ~np.isnan(known).all(1)
+    test, train = (data.part(part)[measured[data.part(part)]] for part in ("test", "train"))
+    train = some_of(train, MOST, data.seed)
+    if len(test) < FEWEST or not len(train):
         return {}, None
     wanted = data.proteins.apply(known[test])
-    told = tell_proteins(task, data, objective, np.array(test))
-    linear = _linear(data.expression[train], data.proteins.apply(known[train]), data.expression[test], data.seed)
+    told = tell_proteins(task, data, objective, test)
+    scores = data.proteins.apply(known[train])
+    linear = _linear(data.expression(train), scores, data.expression(test), data.seed)
     methods = {"this model": told, "ridge on PCA": linear}
     columns = range(wanted.shape[1])
     r = {name: [_correlation(said[:, i], wanted[:, i]) for i in columns] for name, said in methods.items()}
@@ -188,7 +191,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
-    """How batches mix and types part in the space of all cells, where both are known. No label was trained on.
+    """How batches mix and types part in the space of the cells, where both are known. No label was trained on.
 
     Args:
         everything: Of the first modality, by part.
@@ -200,19 +203,20 @@ def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[
     rows = np.concatenate([data.part(part)[each.rows] for part, each in everything.items()])
     vectors = np.concatenate([each.pooled for each in everything.values()])
     types = np.array([(known[i] or "") if known else str(data.table.targets[i, 0]) for i in rows])
-    labelled = ~np.isin(types, ("", "nan"))
+    labelled = some_of(np.flatnonzero(~np.isin(types, ("", "nan"))), MOST, data.seed)
     rows, vectors, types = rows[labelled], vectors[labelled], types[labelled]
     batches = np.array([data.table.groups[i] for i in rows])
     kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
     if len(rows) < FEWEST_MIXED or not 1 < len(np.unique(kinds)) < len(rows) / 4 or len(np.unique(places)) < 2:
         return {}, None
     found = integration_metrics(vectors, kinds, places, seed=data.seed)
-    size = min(COMPONENTS, len(rows) - 1, data.expression.shape[1] - 1)
-    plain = TruncatedSVD(size, random_state=data.seed).fit_transform(data.expression[rows])
+    expressed = data.expression(rows)
+    size = min(COMPONENTS, len(rows) - 1, expressed.shape[1] - 1)
+    plain = TruncatedSVD(size, random_state=data.seed).fit_transform(expressed)
     other = integration_metrics(plain, kinds, places, seed=data.seed)
     lines = [[name.replace("_", " "), value, other[name]] for name, value in found.items()]
     note = (
-        f"Of all {len(rows):,} cells with a type. Each from 0 to 1, more is better: types stay apart, batches mix "
+        f"Of {len(rows):,} cells with a type. Each from 0 to 1, more is better: types stay apart, batches mix "
         "(scIB's scales)."
     )
     panel = Panel(title="Integration", body=table(["measure", "this model", "PCA"], lines), note=note)
@@ -228,12 +232,13 @@ def described(task: Any, data: CellDataModule, objective: CausalLM) -> tuple[dic
         data: Set up.
         objective: That writes.
     """
-    rows, wanted = data.part("test")[:DESCRIBED], _texts(data, "test")[:DESCRIBED]
+    rows, train = data.part("test")[:DESCRIBED], some_of(data.part("train"), MOST, data.seed)
+    wanted = _texts(data, rows)
     asked, length = data.table.read(rows), data.max_text_tokens
     beams = write_tokens(task, data, objective, data.text_tokenizer, asked, what="descriptions", max_length=length)
     written = [texts[0] if texts else "" for texts in beams]
-    known = _texts(data, "train")
-    near = _nearest(data.expression[data.part("train")], data.expression[rows], 1, data.seed)[:, 0]
+    known = _texts(data, train)
+    near = _nearest(data.expression(train), data.expression(rows), 1, data.seed)[:, 0]
     methods = {"this model": written, "nearest training cell": [known[i] for i in near]}
     found = {name: text_metrics(said, wanted) for name, said in methods.items()}
     metrics = {f"generation/text/{key}": value for key, value in found["this model"].items()}
@@ -252,12 +257,13 @@ def drawn(task: Any, data: CellDataModule, objective: PseudoCell) -> tuple[dict[
         data: Set up.
         objective: That tells expression.
     """
-    known = np.array(_texts(data, "train"))
-    texts = sorted((set(_texts(data, "test")) & set(known)) - {""})
+    train = some_of(data.part("train"), MOST, data.seed)
+    known = np.array(_texts(data, train))
+    texts = sorted((set(_texts(data, data.part("test"))) & set(known)) - {""})
     if not texts:
         return {}, None
     expressed = pseudo_cells(task, data, objective, texts)
-    near = _nearest(data.expression[data.part("train")], expressed, NEIGHBOURS, data.seed)
+    near = _nearest(data.expression(train), expressed, NEIGHBOURS, data.seed)
     right = [float((known[row] == text).mean()) for row, text in zip(near, texts, strict=True)]
     chance = float(np.mean([(known == text).mean() for text in texts]))
     metrics = {"generation/cells/knn_accuracy": float(np.mean(right)), "generation/cells/chance": chance}
@@ -314,9 +320,6 @@ def cell_map(embedded: dict[str, Embedded], data: CellDataModule, title: str = "
     vectors = np.concatenate([each.pooled for each in embedded.values()])
     rows = np.concatenate([data.part(name)[each.rows] for name, each in embedded.items()])
     split = np.concatenate([[name] * len(each.rows) for name, each in embedded.items()])
-    if len(rows) > MAPPED:
-        keep = np.sort(np.random.default_rng(0).choice(len(rows), MAPPED, replace=False))
-        vectors, rows, split = vectors[keep], rows[keep], split[keep]
     colours = {"by split": split}
     if data.table.classes:
         names = np.array([*data.table.classes, "unknown"])

@@ -17,6 +17,7 @@ in `CellTable.remarks`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,7 +106,7 @@ class CellTable:
         """Some cells with their counts: a table is a sequence of cells that are read when they are looked at."""
         return self.read(range(*cells.indices(len(self))))
 
-    def with_proteins(self, names: list[str]) -> CellTable:
+    def choose_proteins(self, names: list[str]) -> CellTable:
         """The same cells with the proteins that a model knows; NaN where the files have none of that name.
 
         Args:
@@ -127,9 +128,10 @@ class CellTable:
         """
         place = np.full(len(self.vocabulary) + 1, -1, np.int32)  # one more, for what is outside: its id is -1
         place[keep] = np.arange(len(keep))
-        for matrix in self.matrices:
+        matrices = [copy.copy(matrix) for matrix in self.matrices]
+        for matrix in matrices:
             matrix.number(place[matrix.ids[matrix.is_gene]])
-        return replace(self, vocabulary=self.vocabulary.select(keep))
+        return replace(self, matrices=matrices, vocabulary=self.vocabulary.select(keep))
 
     @property
     def sources(self) -> list[CellStore]:

@@ -212,6 +212,24 @@ class Medians:
 # --- A choice of genes ------------------------------------------------------------------------------------------------
 
 
+def most_variable(expression: Any, number: int) -> NDArray[np.int64]:
+    """(number,) genes that vary most for their mean (Satija et al., 2015, as in scanpy), rising.
+
+    Args:
+        expression: (n, G) sparse log1p of counts per 10,000.
+        number: How many genes.
+    """
+    import scanpy
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+    cells = AnnData(csr_matrix(expression))
+    found = scanpy.pp.highly_variable_genes(cells, n_top_genes=number, flavor="seurat", inplace=False)
+    # As many as asked for: among genes of equal dispersion scanpy takes all, or none.
+    order = np.argsort(-found["dispersions_norm"].fillna(-np.inf).to_numpy(), kind="stable")
+    return np.sort(order[:number])
+
+
 def top_genes(indptr: Array, values: Array, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """At most so many genes of each cell, those of the largest values; ties go to the one that stands first.
 

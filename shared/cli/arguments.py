@@ -94,8 +94,6 @@ def reading_options(given: dict[str, str], data: type[DataModule]) -> dict[str, 
         given: From `Arguments.parse_reading`.
         data: Class of the run's data module, whose `READING` names what may be said.
     """
-    import yaml
-
     hints = typing.get_type_hints(data.__init__)
     for name in given:
         if name not in data.READING:
@@ -106,7 +104,22 @@ def reading_options(given: dict[str, str], data: type[DataModule]) -> dict[str, 
                 f"--data.{name} stays as the run was trained" if trained else f"there is no option --data.{name}",
                 remedy=f"Did you mean --data.{near[0]}?" if near else f"Options about reading a file: {known}",
             )
-    return {name: text if hints[name] is str else yaml.safe_load(text) for name, text in given.items()}
+    return {name: _as(hints[name], name, text) for name, text in given.items()}
+
+
+def _as(kind: Any, name: str, text: str) -> Any:
+    """What a user wrote, as the type of a keyword."""
+    import yaml
+
+    if kind is str:
+        return text
+    if kind not in (int, float):
+        return yaml.safe_load(text)
+    try:
+        return kind(text)
+    except ValueError:
+        number = "a whole number" if kind is int else "a number"
+        raise UsageError(f"expected {number}, not {text!r}", where=f"--data.{name}") from None
 
 
 def result_file(out: str, source: str, suffixes: tuple[str, ...], example: str) -> Path:

@@ -25,18 +25,14 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--modality", default="", help="which encoder; by default the run's first that the items have")
     parser.add_argument("--projected", action="store_true", help="unit vectors of the contrastive space")
     ours, given = parser.parse_reading(words)
-    suffixes: tuple[str, ...] = (".parquet", ".npz")
-    if Path(ours.out).suffix not in suffixes:
-        from polyfm.shared.deployment.inference import data_of
-
-        suffixes += data_of(ours.run).SAVES
-    out = result_file(ours.out, ours.input, suffixes, "vectors.parquet")
 
     import numpy as np
 
     from polyfm.shared.deployment.inference import data_of, load
 
-    reading = reading_options(given, data_of(ours.run)) if given else {}
+    kind = data_of(ours.run)
+    out = result_file(ours.out, ours.input, (".parquet", ".npz", *kind.SAVES), "vectors.parquet")
+    reading = reading_options(given, kind)
     model = load(ours.run)
     items = model.data.samples_from(Path(ours.input), **reading)
     name = ours.modality or (model.modality_of(next(model.batches(items[:FEW]))) if items else "")

@@ -223,9 +223,8 @@ def train(
         with spinner("building the model"):
             cli = RecipeParser(recipe, tree, flags)
         if tree["task"] == "finetune":
-            require_labels(
-                cli.datamodule.target_names(), cli.datamodule.LABELS
-            )  # before reading and splitting cost time
+            # Before reading and splitting cost time.
+            require_labels(cli.datamodule.target_names(), cli.datamodule.LABELS)
         folder = RunFolder.create(out)
         if folder.strangers:
             print(f"{out} holds other files, too, such as {folder.strangers[0]}: they stay as they are")

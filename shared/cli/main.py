@@ -89,11 +89,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _told(error: Exception) -> str:
     """One line of an error that nobody foresaw."""
-    if isinstance(error, OSError) and error.filename:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "the disk is full. Free some space, then try again" if full else f"{error.strerror}"
-        return f"{error.filename}: {remedy}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full. Free some space, then try again"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and (full or error.filename):
+        where = f"{error.filename}: " if error.filename else ""
+        return where + ("the disk is full. Free some space, then try again" if full else f"{error.strerror}")
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}. This was not foreseen: with --debug the command shows where it comes from"

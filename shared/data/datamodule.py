@@ -351,16 +351,17 @@ class DataModule(L.LightningDataModule):
                 remedy="Leave out options that choose other parts, such as --data.tokenizer",
             ) from error
 
-    def loader(self, part: str, *, shuffle: bool, dealt: bool = False) -> StatefulDataLoader:
+    def loader(self, part: str | np.ndarray, *, shuffle: bool, dealt: bool = False) -> StatefulDataLoader:
         """Batches of a part.
 
         Args:
-            part: train, valid or test.
+            part: train, valid or test; or (n,) indices of items, rising.
             shuffle: Whether to draw an order.
             dealt: Whether the processes of a run share them; otherwise each gets all.
         """
         rank, world = process_group() if dealt else (0, 1)
-        samples, order = self.ordered(self.part(part), shuffle=shuffle, rank=rank, world=world)
+        indices = self.part(part) if isinstance(part, str) else part
+        samples, order = self.ordered(indices, shuffle=shuffle, rank=rank, world=world)
         generator = torch.Generator()
         generator.manual_seed(self.seed)
         return Loader(

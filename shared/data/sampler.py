@@ -21,6 +21,19 @@ class Key(NamedTuple):
     """Which pass: random transforms are drawn from (seed, epoch, sample), never from a global state."""
 
 
+def some_of(indices: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """As they stand, or so many of them, drawn at random, in their order.
+
+    Args:
+        indices: (n,).
+        most: How many.
+        seed: Of the draw.
+    """
+    if len(indices) <= most:
+        return indices
+    return indices[np.sort(np.random.default_rng(seed).choice(len(indices), most, replace=False))]
+
+
 class Passes:
     """Base of samplers: where a pass starts, and where to go on after a stop.
 

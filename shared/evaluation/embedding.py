@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.sampler import some_of
 from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
 
 
@@ -25,20 +26,23 @@ class Embedded(NamedTuple):
 
 
 @torch.inference_mode()
-def embed_part(task: Any, data: DataModule, part: str) -> dict[str, Embedded]:
+def embed_part(task: Any, data: DataModule, part: str, most: int = 0) -> dict[str, Embedded]:
     """Pooled and projected vectors of a part, by modality.
 
     Args:
         task: Trained.
         data: Set up.
         part: train, valid or test.
+        most: Of more items so many are drawn; 0 takes all.
     """
     task.eval()
+    whole = data.part(part)
+    places = some_of(np.arange(len(whole)), most or len(whole), data.seed)
     pooled: dict[str, list[np.ndarray]] = {}
     projected: dict[str, list[np.ndarray]] = {}
     rows: dict[str, list[np.ndarray]] = {}
     start = 0
-    for batch in data.loader(part, shuffle=False):
+    for batch in data.loader(whole[places], shuffle=False):
         batch = batch.to(task.device)
         for name, encoder in task.model.encoders.items():
             features = encoder(batch[name])
@@ -51,34 +55,27 @@ def embed_part(task: Any, data: DataModule, part: str) -> dict[str, Embedded]:
         name: Embedded(
             pooled=np.concatenate(parts),
             projected=np.concatenate(projected[name]) if name in projected else None,
-            rows=np.concatenate(rows[name]),
+            rows=places[np.concatenate(rows[name])],
         )
         for name, parts in pooled.items()
     }
 
 
-def found_by(
-    task: Any, data: DataModule, part: str, groups: np.ndarray | None = None
-) -> tuple[dict[str, Retrieval], np.ndarray]:
+def found_by(embedded: dict[str, Embedded]) -> tuple[dict[str, Retrieval], np.ndarray]:
     """Retrieval between every two modalities that are projected.
 
     Args:
-        task: Pre-trained.
-        data: Set up.
-        part: train, valid or test.
-        groups: (n,) of the items of the part: those of equal groups are one another's right answers.
+        embedded: Of a part, by modality.
 
     Returns:
         By direction, ``a → b``, and the pool: places within the part of the items that have all the modalities. Nothing
         where there are none, or fewer than two modalities.
     """
-    sides = {name: found for name, found in embed_part(task, data, part).items() if found.projected is not None}
+    sides = {name: found for name, found in embedded.items() if found.projected is not None}
     if len(sides) < 2:
         return {}, np.zeros(0, dtype=np.int64)
     pool: np.ndarray = functools.reduce(np.intersect1d, [side.rows for side in sides.values()])
     if not len(pool):
         return {}, pool
     vectors = {name: side.projected[np.isin(side.rows, pool)] for name, side in sides.items()}  # type: ignore[index]
-    of_pool = None if groups is None else groups[pool]
-    pairs = itertools.permutations(vectors, 2)
-    return {f"{a} → {b}": retrieve(vectors[a], vectors[b], of_pool) for a, b in pairs}, pool
+    return {f"{a} → {b}": retrieve(vectors[a], vectors[b]) for a, b in itertools.permutations(vectors, 2)}, pool

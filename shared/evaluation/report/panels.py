@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polyfm.shared.data.sampler import some_of
 from polyfm.shared.evaluation.report.figures import COLOURS, figure, plain, svg, table, text
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.retrieval import Retrieval
@@ -252,23 +253,29 @@ def retrieval_table(found: dict[str, Retrieval]) -> str:
     return table(["direction", "pool", "R@1 (95 %)", "R@5 (95 %)", "R@10 (95 %)", "MRR (95 %)"], rows)
 
 
+MAPPED = 2000
+
+
 def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str, seed: int = 0) -> Panel:
     """A two-dimensional map of embeddings (t-SNE on 50 principal components), coloured in several ways.
 
     Args:
-        vectors: (n, D).
+        vectors: (n, D); of more than `MAPPED` some are drawn.
         colours: By title: (n,) names, of which the eight most frequent get a colour, or numbers.
         title: Of the panel.
-        seed: Of t-SNE.
+        seed: Of t-SNE, and of the draw.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    shown = some_of(np.arange(len(vectors)), MAPPED, seed)
+    vectors, whole = vectors[shown], len(vectors)
     reduced = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, max((len(vectors) - 1) / 3, 1.0))
     flat = TSNE(random_state=seed, perplexity=perplexity, init="pca", max_iter=500).fit_transform(reduced)
     drawn, axes = figure(5.2 * len(colours), 4.6, columns=len(colours))
-    for ax, (name, labels) in zip(np.atleast_1d(axes), colours.items(), strict=True):
+    for ax, (name, all_labels) in zip(np.atleast_1d(axes), colours.items(), strict=True):
+        labels = all_labels[shown]
         ax.grid(visible=False)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -293,10 +300,11 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
                 label=plain(str(label)[:28]),
             )
         ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+    drawn_of = f"{len(shown):,} of {whole:,}, drawn at random. " if len(shown) < whole else ""
     return Panel(
         title=title,
         body=svg(drawn),
-        note="t-SNE on 50 principal components: near is alike, far means little.",
+        note=f"{drawn_of}t-SNE on 50 principal components: near is alike, far means little.",
         wide=True,
     )
 

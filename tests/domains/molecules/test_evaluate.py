@@ -10,7 +10,6 @@ import pytest
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
-    embedding_map,
     evaluate,
     retrieval_metrics,
     retrieval_panel,
@@ -62,6 +61,9 @@ def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
     batch = next(iter(data.batches_from([data.table.smiles[i] for i in data.part("test")])))
     features = task.model.encoders["smiles"](batch["smiles"])
     np.testing.assert_allclose(pooled, features.pooled.detach().numpy(), atol=1e-5)
+    some = embed_part(task, data, "test", most=3)["smiles"]
+    assert len(some.rows) == 3
+    np.testing.assert_allclose(some.pooled, pooled[some.rows], atol=1e-5)
 
 
 def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +74,7 @@ def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatc
         "properties": Embedded(vectors[2:], vectors[2:], rows[2:]),  # two molecules lack them
         "other": Embedded(vectors, None, rows),
     }
-    monkeypatch.setattr("polyfm.shared.evaluation.embedding.embed_part", lambda *_: embedded)
+    monkeypatch.setattr("polyfm.domains.molecules.evaluate.embed_part", lambda *_: embedded)
     metrics, found, pool = retrieval_metrics(*spmm)
     assert pool.tolist() == [2, 3, 4, 5, 6, 7]
     assert found["smiles → properties"].pool == 6
@@ -100,17 +102,6 @@ def test_told_properties_of_a_model_that_knows(spmm: Spmm, monkeypatch: pytest.M
     true = data.descriptors[data.part("test")]
     monkeypatch.setattr("polyfm.domains.molecules.evaluate.read_properties", lambda *_: true)
     assert told_properties(*spmm) == {"properties/mean_r2": 1.0, "properties/median_r2": 1.0}
-
-
-def test_a_large_map_is_thinned(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyfm.domains.molecules.evaluate.MAPPED", 20)
-    drawn: list[int] = []
-    monkeypatch.setattr(
-        "polyfm.domains.molecules.evaluate.map_panel",
-        lambda vectors, colours, title: drawn.extend([len(vectors), *map(len, colours.values())]),
-    )
-    embedding_map(*spmm)
-    assert drawn == [20, 20, 20]
 
 
 @pytest.fixture(scope="module")

@@ -245,6 +245,33 @@ class TestLikeBefore:
         assert data.proteins.names == list(PROTEINS)
         assert "choose" in CellDataModule.INHERITED
 
+    def test_proteins_of_the_run_are_looked_for_where_they_are_read(self, make: Make, tmp_path: Path) -> None:
+        state = make(modalities=["genes", "proteins"], split="random").state_dict()
+        cells = synthetic_cells(120)
+        del cells.obsm["protein_expression"]
+        cells.write_h5ad(tmp_path / "rna.h5ad")
+        for modalities in (["genes"], ["genes", "proteins"]):
+            data = CellDataModule(str(tmp_path / "rna.h5ad"), modalities=modalities, split="random")
+            data.take_over(state)
+            if "proteins" in modalities:
+                with pytest.raises(DataError, match="no surface proteins were found"):
+                    data.setup()
+            else:
+                data.setup()
+                assert data.table.proteins is None
+
+    def test_narrowing_makes_a_new_table(self, make: Make) -> None:
+        table = make().table
+        before = table.read([0, 1])
+        few = table.narrow(np.arange(5))
+        assert few.read([0, 1]).genes.max() < 5
+        np.testing.assert_array_equal(table.read([0, 1]).genes, before.genes)
+
+    def test_simple_methods_read_cells_in_any_order(self, make: Make) -> None:
+        data = make()
+        whole = data.expression(np.arange(8)).toarray()
+        np.testing.assert_array_equal(data.expression(np.array([5, 2, 2, 7])).toarray(), whole[[5, 2, 2, 7]])
+
     def test_a_group_that_says_the_same_of_all_is_no_group(self, make: Make, tmp_path: Path) -> None:
         cells = synthetic_cells(60)
         del cells.obs["donor"], cells.obs["batch"]

@@ -90,14 +90,21 @@ def test_mistakes_about_reading(parser: Arguments, words: list[str], message: st
 class Readable(DataModule):
     """Says which of its arguments are about reading."""
 
-    READING = ("column", "rows")
+    READING = ("column", "rows", "share")
 
-    def __init__(self, path: str, column: str = "", rows: int = 0, width: int = 3) -> None: ...
+    def __init__(self, path: str, column: str = "", rows: int = 0, share: float = 0.5, width: int = 3) -> None: ...
 
 
 def test_options_about_reading_have_the_types_of_the_data_module() -> None:
-    assert reading_options({"column": "7", "rows": "7"}, Readable) == {"column": "7", "rows": 7}
+    given = {"column": "7", "rows": "7", "share": "1e-1"}
+    assert reading_options(given, Readable) == {"column": "7", "rows": 7, "share": 0.1}
     assert reading_options({}, Readable) == {}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("rows", "a whole number"), ("share", "a number")])
+def test_words_for_numbers_are_refused(name: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"--data.{name}: expected {expected}, not 'half'"):
+        reading_options({name: "half"}, Readable)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +113,12 @@ def test_options_about_reading_have_the_types_of_the_data_module() -> None:
         ("colum", "there is no option --data.colum. Did you mean --data.column?"),
         (
             "width",
-            "--data.width stays as the run was trained. Options about reading a file: --data.column, --data.rows",
+            "--data.width stays as the run was trained. Options about reading a file: --data.column, --data.rows, --data.share",
         ),
-        ("xyz", "there is no option --data.xyz. Options about reading a file: --data.column, --data.rows"),
+        (
+            "xyz",
+            "there is no option --data.xyz. Options about reading a file: --data.column, --data.rows, --data.share",
+        ),
     ],
 )
 def test_other_options_are_refused_with_the_nearest(name: str, message: str) -> None:

@@ -184,6 +184,13 @@ def test_map_by_names_and_numbers(n: int) -> None:
     assert ("others" in panel.body) == (n == 60)  # twelve names, eight colours
 
 
+def test_of_a_large_map_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyfm.shared.evaluation.report.panels.MAPPED", 20)
+    panel = map_panel(np.random.default_rng(0).standard_normal((60, 6)), {"by number": np.arange(60)}, title="Map")
+    assert has_picture(panel)
+    assert panel.note.startswith("20 of 60, drawn at random.")
+
+
 def test_data_and_recipe_are_escaped(tmp_path: Path) -> None:
     data = SimpleNamespace(summary=lambda: ["x.csv: <b>3</b> rows left out"])
     assert "<b>" not in data_panel(data).body
