@@ -323,6 +323,8 @@ class CellDataModule(DataModule):
 
     def ordered(self, indices: np.ndarray, *, shuffle: bool, rank: int, world: int) -> tuple[Dataset[Any], Passes]:
         """See `DataModule.ordered`: blocks of neighbours, pools of them shuffled."""
+        if self.num_workers and len(indices):
+            self.collate(self.table.read(indices[:1]))  # kernels are compiled here, once, and not in each worker
         order = BlockOrder(
             len(indices),
             batch_size=max(min(self.batch_size, len(indices) // world), 1),

@@ -1,4 +1,4 @@
-"""`polyfm fit` in a process of its own that can be killed: forked from one that has imported everything."""
+"""`polyfm fit` in a process of its own that can be killed: forked from one that has imported everything, `preloaded`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 
 from tests.resume.watch import Point, Watch, pull
 
-# Loaded ahead, so that a fork takes a moment and an import does not take seconds.
-import polyfm.domains.molecules.data
 import polyfm.shared.evaluation.finish
 from polyfm.shared.cli.main import main
 from polyfm.shared.training.build import RecipeParser
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
+_context.set_forkserver_preload([__name__, "tests.resume.preloaded"])
 
 
 def start(words: list[str], log: Path, at: Point | None = None, number: int = 0) -> Any:
