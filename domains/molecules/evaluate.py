@@ -17,8 +17,9 @@ from polyfm.domains.molecules.render import card, text_card
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.data.sampler import Key
 from polyfm.shared.evaluation.embedding import embed_part, found_by
+from polyfm.shared.evaluation.report.maps import map_panel
 from polyfm.shared.evaluation.report.page import Panel
-from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
+from polyfm.shared.evaluation.report.panels import retrieval_table
 from polyfm.shared.evaluation.reranking import best_alpha, candidates
 from polyfm.shared.evaluation.retrieval import Retrieval, retrieve
 from polyfm.shared.evaluation.text import text_metrics

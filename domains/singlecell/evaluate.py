@@ -17,8 +17,9 @@ from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.data.sampler import some_of
 from polyfm.shared.evaluation.embedding import Embedded, embed_part, found_by
 from polyfm.shared.evaluation.report.figures import table
+from polyfm.shared.evaluation.report.maps import map_panel
 from polyfm.shared.evaluation.report.page import Panel
-from polyfm.shared.evaluation.report.panels import map_panel, retrieval_table
+from polyfm.shared.evaluation.report.panels import retrieval_table
 from polyfm.shared.evaluation.retrieval import Retrieval
 from polyfm.shared.evaluation.text import text_metrics
 from polyfm.shared.evaluation.writing import write_tokens
@@ -238,7 +239,7 @@ def described(task: Any, data: CellDataModule, objective: CausalLM) -> tuple[dic
     beams = write_tokens(task, data, objective, data.text_tokenizer, asked, what="descriptions", max_length=length)
     written = [texts[0] if texts else "" for texts in beams]
     known = _texts(data, train)
-    near = _nearest(data.expression(train), data.expression(rows), 1, data.seed)[:, 0]
+    near = nearest(data.expression(train), data.expression(rows), 1, data.seed)[:, 0]
     methods = {"this model": written, "nearest training cell": [known[i] for i in near]}
     found = {name: text_metrics(said, wanted) for name, said in methods.items()}
     metrics = {f"generation/text/{key}": value for key, value in found["this model"].items()}
@@ -263,7 +264,7 @@ def drawn(task: Any, data: CellDataModule, objective: PseudoCell) -> tuple[dict[
     if not texts:
         return {}, None
     expressed = pseudo_cells(task, data, objective, texts)
-    near = _nearest(data.expression(train), expressed, NEIGHBOURS, data.seed)
+    near = nearest(data.expression(train), expressed, NEIGHBOURS, data.seed)
     right = [float((known[row] == text).mean()) for row, text in zip(near, texts, strict=True)]
     chance = float(np.mean([(known == text).mean() for text in texts]))
     metrics = {"generation/cells/knn_accuracy": float(np.mean(right)), "generation/cells/chance": chance}
@@ -298,8 +299,15 @@ def pseudo_cells(task: Any, data: CellDataModule, objective: PseudoCell, texts: 
     return expressed
 
 
-def _nearest(known: Any, asked: Any, k: int, seed: int) -> np.ndarray:
-    """(n, k) places of the known cells nearest to those asked about, on principal components of the known."""
+def nearest(known: Any, asked: Any, k: int, seed: int) -> np.ndarray:
+    """(n, k) places of the known cells nearest to those asked about (cosine), on principal components of the known.
+
+    Args:
+        known: (m, G) expression.
+        asked: (n, G).
+        k: How many.
+        seed: Of the decomposition.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     size = min(COMPONENTS, known.shape[0] - 1, known.shape[1] - 1)

@@ -105,6 +105,37 @@ def synthetic_cells(n: int, *, genes: int = 300, seed: int = 0) -> AnnData:
     return cells
 
 
+def drawn_like(cells: AnnData, n: int, *, batches: int = 3, seed: int = 0) -> AnnData:
+    """Cells drawn from the counts of others, in batches that differ.
+
+    Each takes after one of them: its counts are negative binomial around a profile that is half of that cell and half
+    of all cells of its type, times a factor per gene and batch, with that cell's library size.
+
+    Args:
+        cells: Counts in a sparse X; their types in ``obs[LABEL]``.
+        n: How many to draw.
+        batches: Their number; of equal size but for the last cell.
+        seed: Of all that is drawn.
+
+    Returns:
+        Counts in a sparse X; ``obs`` with `LABEL` and batch.
+    """
+    random = np.random.default_rng(seed)
+    counts = cells.X.toarray()
+    totals, kinds = counts.sum(1), cells.obs[LABEL].to_numpy()
+    shares = counts / totals[:, None]
+    typical = pd.DataFrame(shares).groupby(kinds).transform("mean").to_numpy()
+    like, batch = random.integers(len(counts), size=n), np.arange(n) % batches
+    mean = (shares + typical)[like] * np.exp(_BATCH_SPREAD * random.standard_normal((batches, counts.shape[1])))[batch]
+    mean *= (totals[like] / mean.sum(1))[:, None]
+    drawn = random.negative_binomial(1 / _DISPERSION, 1 / (1 + _DISPERSION * mean))
+    obs = pd.DataFrame(
+        {LABEL: pd.Categorical(kinds[like]), "batch": pd.Categorical([f"batch{number + 1}" for number in batch])},
+        index=_barcodes(n, random),
+    )
+    return AnnData(sp.csr_matrix(drawn.astype(np.float32)), obs=obs, var=pd.DataFrame(index=cells.var_names))
+
+
 def write_synthetic(folder: str | Path, *, kind: str = "h5ad", n: int = 200, genes: int = 300, seed: int = 0) -> Path:
     """Write one file or folder of invented cells.
 

@@ -61,6 +61,7 @@ SCIENCE = {
         "hdf5.py",
         "kernels.py",
         "layers.py",
+        "markers.py",
         "quality.py",
         "store.py",
         "tenx.py",

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyfm.shared.data.sampler import some_of
 from polyfm.shared.evaluation.report.figures import COLOURS, figure, plain, svg, table, text
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.retrieval import Retrieval
@@ -251,62 +250,6 @@ def retrieval_table(found: dict[str, Retrieval]) -> str:
     chance = Retrieval(ranks=np.arange(1, pool + 1), top=np.zeros((0, 0), dtype=np.int64), pool=pool)
     rows.append(["chance", pool, *(f"{chance.chance(k):.1%}" for k in (1, 5, 10)), f"{chance.mrr:.1%}"])
     return table(["direction", "pool", "R@1 (95 %)", "R@5 (95 %)", "R@10 (95 %)", "MRR (95 %)"], rows)
-
-
-MAPPED = 2000
-
-
-def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str, seed: int = 0) -> Panel:
-    """A two-dimensional map of embeddings (t-SNE on 50 principal components), coloured in several ways.
-
-    Args:
-        vectors: (n, D); of more than `MAPPED` some are drawn.
-        colours: By title: (n,) names, of which the eight most frequent get a colour, or numbers.
-        title: Of the panel.
-        seed: Of t-SNE, and of the draw.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    shown = some_of(np.arange(len(vectors)), MAPPED, seed)
-    vectors, whole = vectors[shown], len(vectors)
-    reduced = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
-    perplexity = min(30.0, max((len(vectors) - 1) / 3, 1.0))
-    flat = TSNE(random_state=seed, perplexity=perplexity, init="pca", max_iter=500).fit_transform(reduced)
-    drawn, axes = figure(5.2 * len(colours), 4.6, columns=len(colours))
-    for ax, (name, all_labels) in zip(np.atleast_1d(axes), colours.items(), strict=True):
-        labels = all_labels[shown]
-        ax.grid(visible=False)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_title(name, fontsize=10, loc="left")
-        if np.issubdtype(labels.dtype, np.number):
-            points = ax.scatter(*flat.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
-            drawn.colorbar(points, ax=ax)
-            continue
-        names, counts = np.unique(labels, return_counts=True)
-        common = names[np.argsort(-counts, kind="stable")][:8]
-        rest = ~np.isin(labels, common)
-        ax.scatter(
-            *flat[rest].T, s=7, color="#d0d7de", linewidths=0, rasterized=True, label="others" if rest.any() else None
-        )
-        for i, label in enumerate(common):
-            ax.scatter(
-                *flat[labels == label].T,
-                s=9,
-                color=COLOURS[i],
-                linewidths=0,
-                rasterized=True,
-                label=plain(str(label)[:28]),
-            )
-        ax.legend(fontsize=7, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
-    drawn_of = f"{len(shown):,} of {whole:,}, drawn at random. " if len(shown) < whole else ""
-    return Panel(
-        title=title,
-        body=svg(drawn),
-        note=f"{drawn_of}t-SNE on 50 principal components: near is alike, far means little.",
-        wide=True,
-    )
 
 
 def data_panel(data: Any) -> Panel:

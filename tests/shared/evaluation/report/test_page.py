@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from polyfm.shared.evaluation.report import page
+from polyfm.shared.evaluation.report.maps import map_panel
 from polyfm.shared.evaluation.report.page import Panel, Report
-from polyfm.shared.evaluation.report.panels import map_panel
 
 
 class Loads(HTMLParser):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyfm.shared.evaluation.report.maps import map_panel
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import (
     baseline_panel,
@@ -16,7 +17,6 @@ from polyfm.shared.evaluation.report.panels import (
     curves_panel,
     data_panel,
     labels_panel,
-    map_panel,
     measured_panel,
     recipe_panel,
     reliability_panel,
@@ -185,7 +185,7 @@ def test_map_by_names_and_numbers(n: int) -> None:
 
 
 def test_of_a_large_map_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyfm.shared.evaluation.report.panels.MAPPED", 20)
+    monkeypatch.setattr("polyfm.shared.evaluation.report.maps.MAPPED", 20)
     panel = map_panel(np.random.default_rng(0).standard_normal((60, 6)), {"by number": np.arange(60)}, title="Map")
     assert has_picture(panel)
     assert panel.note.startswith("20 of 60, drawn at random.")
