@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from polyfm.domains.molecules import demo
+from polyfm.shared.cli.list import domains
 
 Polyfm = Callable[..., Any]
 
@@ -34,16 +35,24 @@ def test_wrong_words(polyfm: Polyfm, words: list[str]) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_the_whole_demo_ends_in_a_report(polyfm: Polyfm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", domains())
+def test_the_whole_demo_ends_in_a_report(polyfm: Polyfm, tmp_path: Path, domain: str) -> None:
     start = time.monotonic()
-    shown = polyfm("demo", "molecules", "--out", tmp_path / "demo")
+    shown = polyfm("demo", domain, "--out", tmp_path / "demo")
     assert shown.code == 0, shown.err
     print(f"demo: {time.monotonic() - start:.0f} s")
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert len(page) < 10 * 2**20
-    pretrained = json.loads((tmp_path / "demo" / "pretrain" / "metrics.json").read_text())
-    assert pretrained["retrieval/smiles-properties/r@10"] > 3 * pretrained["retrieval/chance_r@10"]
-    finetuned = json.loads((tmp_path / "demo" / "finetune" / "metrics.json").read_text())
-    assert finetuned["test/r2"] > 0
-    assert finetuned["baseline/ecfp4_forest/rmse"] > 0
+    pretrained, finetuned = (
+        json.loads((tmp_path / "demo" / run / "metrics.json").read_text()) for run in ("pretrain", "finetune")
+    )
+    if domain == "molecules":
+        assert pretrained["retrieval/smiles-properties/r@10"] > 3 * pretrained["retrieval/chance_r@10"]
+        assert finetuned["test/r2"] > 0
+        assert finetuned["baseline/ecfp4_forest/rmse"] > 0
+    else:
+        assert pretrained["retrieval/genes-text/r@1"] > 3 / pretrained["retrieval/texts"]
+        assert finetuned["test/macro_f1"] > finetuned["baseline/commonest/macro_f1"]
+        assert "Marker genes" in page
+        assert page.count("Map of cells") == 2
