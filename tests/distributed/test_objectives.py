@@ -30,6 +30,7 @@ from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import Batch, Triples
 from polyfm.shared.objectives.causal import CausalLM, NextValue
 from polyfm.shared.objectives.contrastive import InfoNCE
+from polyfm.shared.objectives.elastic import ElasticSimilarity
 from polyfm.shared.objectives.gather import Ranks
 from polyfm.shared.objectives.hinge import MaxOfHinges
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues
@@ -65,6 +66,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "InfoNCE, soft targets": lambda: InfoNCE(soft=0.4),
     "InfoNCE, queue, soft targets, within modalities": lambda: InfoNCE(corrupt=HALF, queue=11, soft=0.4, intra=True),
     "SigLIP": lambda: SigLIP(bias=-2.0),
+    "ElasticSimilarity": lambda: ElasticSimilarity("properties", threshold=0.6),
     "MaxOfHinges": lambda: MaxOfHinges(margin=0.5),
     "Matching": lambda: Matching("smiles", "properties", corrupt=HALF),
     "Matching, hardest": lambda: Matching("smiles", "properties", temperature=1e-3),
@@ -80,7 +82,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 IN_CHUNKS = {"unequal presence", "groups across processes", "one process without a row"}
 """Layouts whose first step is also seen in chunks, of which the processes have different numbers."""
-ALONE = {"MaskedTokens", "MaskedValues, visible", "CausalLM", "TransE"}
+ALONE = {"ElasticSimilarity", "MaskedTokens", "MaskedValues, visible", "CausalLM", "TransE"}
 """They need no pairs."""
 
 
