@@ -65,8 +65,8 @@ class PretrainTask(L.LightningModule):
         # Default objects are shared by all tasks of a process; a task switches its own to training and back.
         self.model = MultimodalModel(encoders, Fusion() if type(fusion) is Fusion else fusion)
         self.objectives = nn.ModuleDict(objectives)
-        for objective in objectives.values():
-            objective.build(encoders)
+        for name, objective in objectives.items():
+            objective.build(_Encoders(encoders, name))
         self.gradients = copy.deepcopy(gradients)
         self.optimizer, self.momentum, self.stages = optimizer, momentum, stages
         self.stage_weights: dict[str, float] = {}
@@ -207,6 +207,26 @@ class PretrainTask(L.LightningModule):
     def seed(self) -> int:
         """Of corruptions: the data module's, so that one number decides a run."""
         return int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
+
+
+class _Encoders(dict[str, Encoder]):
+    """As an objective sees them: one that it asks for and that is not there is a mistake.
+
+    Args:
+        encoders: By modality.
+        objective: Its name.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], objective: str) -> None:
+        super().__init__(encoders)
+        self.objective = objective
+
+    def __missing__(self, modality: str) -> Encoder:
+        raise RecipeError(
+            f"there is no encoder {modality!r}, which the objective {self.objective!r} reads",
+            where="model.encoders",
+            remedy=f"Add model.encoders.{modality}, or leave out model.objectives.{self.objective}",
+        )
 
 
 def _check_names(weights: Mapping[str, float], objectives: Mapping[str, Objective], where: str) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"a recipe has at most {MAX_BYTES:,} bytes", where=path)
     try:
         text = path.read_text(encoding="utf-8")
-        vet_text(yaml.compose(text, Loader=yaml.SafeLoader))
-        tree = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        vet_text(node)
+        tree = None if node is None else loader.construct_document(node)
     except Distrust as refused:
         raise _refusal(refused, path) from None
     except RecursionError:
@@ -309,7 +312,7 @@ def locate(keys: tuple[str, ...], *places: tuple[Path, tuple[str, ...]]) -> str:
 
 def _line(path: Path, keys: tuple[str, ...]) -> tuple[int, int]:
     """How many of the keys a file has, one below the other, and the line of the last."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = _composed(path.read_text(encoding="utf-8"))
     line, depth = 1, 0
     for key in keys:
         entries = _entries(node)
@@ -321,6 +324,12 @@ def _line(path: Path, keys: tuple[str, ...]) -> tuple[int, int]:
             break
         line, node, depth = entries[key][0].start_mark.line + 1, entries[key][1], depth + 1
     return depth, line
+
+
+@lru_cache(maxsize=8)
+def _composed(text: str) -> yaml.Node | None:
+    """Nodes of a YAML text with their places: a message may ask for several keys of one file."""
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
