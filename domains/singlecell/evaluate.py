@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from polyfm.domains.singlecell.data import CellDataModule
 from polyfm.domains.singlecell.metrics import integration_metrics
-from polyfm.domains.singlecell.objectives import HideValues, MaskedExpression, PseudoCell
+from polyfm.domains.singlecell.objectives import PseudoCell, ToldProteins
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.data.sampler import some_of
@@ -24,9 +23,6 @@ from polyfm.shared.evaluation.retrieval import Retrieval
 from polyfm.shared.evaluation.text import text_metrics
 from polyfm.shared.evaluation.writing import write_tokens
 from polyfm.shared.objectives.causal import CausalLM
-from polyfm.shared.objectives.objective import Progress
-from polyfm.shared.tokens.masking import Draw
-from polyfm.shared.training.views import answer
 
 DESCRIBED, FOUND = 128, 10
 COMPONENTS, NEIGHBOURS, FEWEST, AT_ONCE = 50, 15, 3, 256
@@ -51,7 +47,7 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
     for objective in task.objectives.values():
         if isinstance(objective, CausalLM) and objective.modality == "text":
             found.append(described(task, data, objective))
-        if isinstance(objective, MaskedExpression) and objective.modality == "proteins":
+        if isinstance(objective, ToldProteins):
             found.append(told_proteins(task, data, objective))
         if isinstance(objective, PseudoCell):
             found.append(drawn(task, data, objective))
@@ -117,9 +113,7 @@ def paired(embedded: dict[str, Embedded]) -> tuple[dict[str, float], Panel | Non
 
 
 @torch.inference_mode()
-def told_proteins(
-    task: Any, data: CellDataModule, objective: MaskedExpression
-) -> tuple[dict[str, float], Panel | None]:
+def told_proteins(task: Any, data: CellDataModule, objective: ToldProteins) -> tuple[dict[str, float], Panel | None]:
     """All proteins of test cells told from their RNA, beside ridge regression on 50 principal components of the genes.
 
     Args:
@@ -149,25 +143,25 @@ def told_proteins(
 
 
 @torch.inference_mode()
-def tell_proteins(task: Any, data: CellDataModule, objective: MaskedExpression, cells: np.ndarray) -> np.ndarray:
+def tell_proteins(task: Any, data: CellDataModule, objective: ToldProteins, cells: np.ndarray) -> np.ndarray:
     """(n, P) scores of all proteins from RNA alone.
 
     Args:
         task: Pre-trained with the objective.
         data: With its fitted transforms.
-        objective: That tells proteins from genes.
+        objective: Of the task.
         cells: (n,) indices of the table, rising.
     """
     task.eval()
+    ids = torch.arange(len(data.proteins.names), device=task.device) + SPECIALS
     parts = []
     for start in range(0, len(cells), AT_ONCE):
-        block = data.table.read(cells[start : start + AT_ONCE])
-        asked = block.replace(proteins=np.zeros((len(block), len(data.proteins.names)), np.float32))
-        view = dataclasses.replace(objective.view, corruption=HideValues(1.0))
-        batch = data.collate(asked).to(task.device)
-        features = answer([view], batch, task.model, None, Draw(0, -1), Progress())[view]
-        parts.append(objective.head(features.tokens.items()[features.selected])[:, 0].float().cpu())
-    return torch.cat(parts).view(len(cells), -1).numpy()
+        batch = data.collate(data.table.read(cells[start : start + AT_ONCE])).to(task.device)
+        pooled = task.model.encoders[objective.cell](batch[objective.cell]).pooled
+        owner = torch.arange(len(pooled), device=task.device).repeat_interleave(len(ids))
+        parts.append(objective.scores(task.model, pooled, owner, ids.repeat(len(pooled))).float().cpu())
+    told: np.ndarray = torch.cat(parts).view(len(cells), -1).numpy()
+    return told
 
 
 def _linear(x: Any, y: np.ndarray, asked: Any, seed: int) -> np.ndarray:

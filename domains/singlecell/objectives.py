@@ -28,7 +28,7 @@ from polyfm.shared.data import ragged
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import DataError, RecipeError, require
 from polyfm.shared.objectives.gather import global_mean
-from polyfm.shared.objectives.masked import conditioned, value_output
+from polyfm.shared.objectives.masked import value_output
 from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, inputs_of
 from polyfm.shared.tokens.masking import Corruption, Draw
 
@@ -54,18 +54,17 @@ class HideValues(Corruption):
 
 
 class HiddenExpression(Objective):
-    """Base: tell hidden values of genes, or of proteins.
+    """Base: tell hidden values of genes.
 
     Args:
-        modality: Of genes, or proteins, with values.
+        modality: Of genes with values.
         rate: Share of them that are hidden.
-        context: A modality that they attend to through the fusion; none if empty.
     """
 
-    def __init__(self, modality: str = "genes", rate: float = 0.4, context: str = "") -> None:
+    def __init__(self, modality: str = "genes", rate: float = 0.4) -> None:
         super().__init__()
         require(0 < rate <= 1, f"objectives.{type(self).__name__}.rate", "a share above 0", rate)
-        self.modality, self.view = modality, conditioned(View(modality, HideValues(rate)), context, {})
+        self.modality, self.view = modality, View(modality, HideValues(rate))
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
@@ -86,9 +85,8 @@ class MaskedExpression(HiddenExpression):
     """Tell hidden values from the outputs at their genes (scGPT's GEP).
 
     Args:
-        modality: Of genes, or proteins, with values.
+        modality: Of genes with values.
         rate: Share of them that are hidden.
-        context: A modality that they attend to through the fusion; none if empty.
     """
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
@@ -114,14 +112,11 @@ class CellExpression(HiddenExpression):
         rate: Share of genes that are hidden; as of `MaskedExpression`, so that both see the same.
     """
 
-    def __init__(self, modality: str = "genes", rate: float = 0.4) -> None:
-        super().__init__(modality, rate)
-
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
         super().build(encoders)
         width = encoders[self.modality].width
-        self.query, self.cell = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.head = CellHead(width, width)
 
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""
@@ -130,9 +125,74 @@ class CellExpression(HiddenExpression):
         hidden: Tensor = features.selected  # type: ignore[assignment]
         owner = ragged.owners(inputs.cu_seqlens, len(inputs.ids))[hidden]
         embedder = views.model.encoders[self.modality].embedder
-        queries = torch.sigmoid(self.query(embedder.genes(inputs.ids[hidden])))  # type: ignore[union-attr, operator]
-        told = (queries * self.cell(features.pooled)[owner]).sum(1)
+        told = self.head(features.pooled, owner, embedder.genes(inputs.ids[hidden]))  # type: ignore[union-attr, operator]
         return value_output(told, inputs.values[hidden])
+
+
+class CellHead(nn.Module):
+    """A value from a pooled cell and what is asked for: σ(W_q g + b)ᵀ W h, as in scGPT's GEPC.
+
+    Args:
+        width: D, of pooled cells.
+        asked: Of the vectors of genes or proteins.
+    """
+
+    def __init__(self, width: int, asked: int) -> None:
+        super().__init__()
+        self.query, self.cell = nn.Linear(asked, width), nn.Linear(width, width, bias=False)
+
+    def forward(self, pooled: Tensor, owner: Tensor, vectors: Tensor) -> Tensor:
+        """(n,) values.
+
+        Args:
+            pooled: (B, D) cells.
+            owner: (n,) int64 which cell.
+            vectors: (n, asked) of what is asked for.
+        """
+        told: Tensor = (torch.sigmoid(self.query(vectors)) * self.cell(pooled)[owner]).sum(1)
+        return told
+
+
+class ToldProteins(Objective):
+    """Tell each protein from the pooled RNA of its cell: what is told of cells whose proteins were not measured.
+
+    Args:
+        modality: Of proteins with scores.
+        cell: Whose pooled vector tells.
+    """
+
+    def __init__(self, modality: str = "proteins", cell: str = "genes") -> None:
+        super().__init__()
+        self.modality, self.cell, self.view = modality, cell, View(cell)
+
+    def build(self, encoders: Mapping[str, Encoder]) -> None:
+        """See `Objective.build`."""
+        self.head = CellHead(encoders[self.cell].width, encoders[self.modality].width)
+
+    def needs(self) -> set[View]:
+        """See `Objective.needs`."""
+        return {self.view}
+
+    def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
+        """See `Objective.forward`. Cells without RNA, or without proteins, add nothing."""
+        rna, proteins = views[self.view], batch[self.modality]
+        proteins = proteins.select(torch.isin(proteins.rows, rna.rows).nonzero()[:, 0])
+        owner = torch.searchsorted(rna.rows, proteins.rows)[ragged.owners(proteins.cu_seqlens, len(proteins.ids))]
+        there = proteins.ids >= SPECIALS
+        told = self.scores(views.model, rna.pooled, owner[there], proteins.ids[there])
+        return value_output(told, proteins.values[there])
+
+    def scores(self, model: MultimodalModel, pooled: Tensor, owner: Tensor, ids: Tensor) -> Tensor:
+        """(n,) scores of proteins.
+
+        Args:
+            model: Whose embedder knows the proteins.
+            pooled: (B, D) RNA of cells.
+            owner: (n,) int64 which cell.
+            ids: (n,) int64 which protein.
+        """
+        told: Tensor = self.head(pooled, owner, model.encoders[self.modality].embedder.genes(ids))  # type: ignore[union-attr, operator]
+        return told
 
 
 class BatchAdversary(Objective):

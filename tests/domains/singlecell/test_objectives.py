@@ -18,6 +18,7 @@ from polyfm.domains.singlecell.objectives import (
     HideValues,
     MaskedExpression,
     PseudoCell,
+    ToldProteins,
 )
 from polyfm.domains.singlecell.sample import CLS, Genes
 from polyfm.shared.backbones.block import PostNorm
@@ -120,9 +121,29 @@ class TestHidden:
         embedder: Any = model.encoders["genes"].embedder
         squares = []
         for place in chosen:
-            query = torch.sigmoid(by_cell.query(embedder.gene_norm(embedder.table.weight[BATCH.ids[place]])))
-            squares.append((query @ by_cell.cell(features.pooled[owner[place]]) - BATCH.values[place]) ** 2)
+            query = torch.sigmoid(by_cell.head.query(embedder.gene_norm(embedder.table.weight[BATCH.ids[place]])))
+            squares.append((query @ by_cell.head.cell(features.pooled[owner[place]]) - BATCH.values[place]) ** 2)
         torch.testing.assert_close(by_cell(views, whole(BATCH)).loss, torch.stack(squares).mean())
+
+    def test_proteins_are_told_from_the_rna_of_their_cell(self) -> None:
+        model = MultimodalModel({"genes": encoder(), "proteins": encoder()}).eval()
+        objective = ToldProteins()
+        objective.build(model.encoders)  # type: ignore[arg-type]
+        proteins = cells([(3, 1.5), (5, -0.5)]).replace(rows=torch.tensor([1]))  # the first cell has none
+        batch = whole(BATCH)
+        batch.modalities["proteins"] = proteins
+        views = answer(objective.needs(), batch, model, None, Draw(0, 0), Progress())
+        embedder: Any = model.encoders["proteins"].embedder
+        rna = objective.head.cell(views[objective.view].pooled[1])
+        told = torch.stack(
+            [torch.sigmoid(objective.head.query(embedder.genes(torch.tensor(id)))) @ rna for id in (3, 5)]
+        )
+        loss = objective(views, batch).loss
+        torch.testing.assert_close(loss, (told - torch.tensor([1.5, -0.5])).square().mean())
+        loss.backward()
+        assert model.encoders["genes"].embedder.table.weight.grad is not None
+        batch.modalities["proteins"] = proteins.select(torch.zeros(0, dtype=torch.int64))
+        assert objective(views, batch).loss == 0
 
     def test_ranks_have_no_values_to_hide(self) -> None:
         trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2))
