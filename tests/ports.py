@@ -1,8 +1,8 @@
 """Where processes of a test meet.
 
 Lightning asks the system for a free port and leaves it in MASTER_PORT for whatever the same process starts later; until
-it listens, the system may give that port to any other connection. So each test gets its own, from those that the
-system gives to nobody.
+it listens, the system may give that port to any other connection. So each test gets its own, from those that Linux
+gives to nobody unless it was told to (net.ipv4.ip_local_port_range begins at 32768).
 """
 
 from __future__ import annotations

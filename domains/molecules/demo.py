@@ -6,6 +6,7 @@ with a checkpoint of the same recipe that trained for longer, `demo_run/`, with 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -120,27 +121,17 @@ def assemble(pretrained: Any, finetuned: Any, longer: dict[str, Any]) -> list[Pa
     )
     tuned = {panel.title: panel for panel in finetuned.panels}
     return [
-        named(by_title["Learning curves"], "Learning curves: pre-training"),
-        named(tuned["Learning curves"], "Learning curves: fine-tuning"),
-        named(by_title["Retrieval"], "Retrieval, live model"),
+        dataclasses.replace(by_title["Learning curves"], title="Learning curves: pre-training"),
+        dataclasses.replace(tuned["Learning curves"], title="Learning curves: fine-tuning"),
+        dataclasses.replace(by_title["Retrieval"], title="Retrieval, live model"),
         beside,
-        named(longer["generated"], "Generated molecules, longer-trained checkpoint"),
-        named(longer["map"], "Map of molecules, longer-trained checkpoint"),
-        named(tuned["Test metrics beside baselines"], "Activities: test metrics beside baselines"),
+        dataclasses.replace(longer["generated"], title="Generated molecules, longer-trained checkpoint"),
+        dataclasses.replace(longer["map"], title="Map of molecules, longer-trained checkpoint"),
+        dataclasses.replace(tuned["Test metrics beside baselines"], title="Activities: test metrics beside baselines"),
         tuned["Predicted against measured"],
-        named(by_title["Data"], "Data of pre-training"),
-        named(tuned["Data"], "Data of fine-tuning"),
+        dataclasses.replace(by_title["Data"], title="Data of pre-training"),
+        dataclasses.replace(tuned["Data"], title="Data of fine-tuning"),
     ]
-
-
-def named(panel: Panel, title: str) -> Panel:
-    """A panel under another title.
-
-    Args:
-        panel: Renamed.
-        title: New.
-    """
-    return Panel(title=title, body=panel.body, note=panel.note, wide=panel.wide)
 
 
 def provenance() -> str:

@@ -16,8 +16,8 @@ from polyfm.domains.molecules.objectives import ConformerObjective
 from polyfm.domains.molecules.render import card, text_card
 from polyfm.domains.molecules.sample import MoleculeSample
 from polyfm.shared.data.sampler import Key
-from polyfm.shared.evaluation.embedding import embed_part, found_by
-from polyfm.shared.evaluation.report.maps import map_panel
+from polyfm.shared.evaluation.embedding import embed_part, embed_sample, found_by
+from polyfm.shared.evaluation.report.maps import MAPPED, map_panel
 from polyfm.shared.evaluation.report.page import Panel
 from polyfm.shared.evaluation.report.panels import retrieval_table
 from polyfm.shared.evaluation.reranking import best_alpha, candidates
@@ -294,8 +294,7 @@ def embedding_map(task: Any, data: MoleculeDataModule, title: str = "Map of mole
         title: Of the panel.
     """
     first = next(iter(task.model.encoders))
-    parts = [name for name in ("train", "valid", "test") if len(data.part(name))]
-    embedded = {name: embed_part(task, data, name)[first] for name in parts}
+    embedded = {name: each[first] for name, each in embed_sample(task, data, MAPPED).items()}
     vectors = np.concatenate([each.pooled for each in embedded.values()])
     rows = np.concatenate([data.part(name)[each.rows] for name, each in embedded.items()])
     split = np.concatenate([[name] * len(each.rows) for name, each in embedded.items()])

@@ -43,7 +43,7 @@ def baselines(
         target: What is predicted.
         seed: Of the decomposition and of the cells drawn.
     """
-    some = some_of(train, MOST, seed)
+    some = some_of(train[~np.isnan(values[train]).all(1)], MOST, seed)
 
     @cache
     def components() -> Any:
@@ -59,7 +59,8 @@ def baselines(
     def method(features: Callable[[np.ndarray], Any], make: Callable[[], Any]) -> Callable[..., np.ndarray]:
         @cache
         def models() -> list[Any]:
-            return [_fit(make(), features, some, column, target) for column in values.T]
+            known = features(some)
+            return [_fit(make(), known, column, target) for column in values[some].T]
 
         def predict(rows: np.ndarray = test) -> np.ndarray:
             parts = np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
@@ -75,12 +76,14 @@ def baselines(
     }
 
 
-def _fit(untrained: Any, features: Callable[[np.ndarray], Any], rows: np.ndarray, y: np.ndarray, target: Target) -> Any:
-    """A model of one column; of a column with one class in training, its share."""
-    given = rows[~np.isnan(y[rows])]
+def _fit(untrained: Any, x: Any, y: np.ndarray, target: Target) -> Any:
+    """A model of one column; of a column with one class in training its share, of one without labels any number."""
+    given = np.flatnonzero(~np.isnan(y))
+    if not len(given):
+        return 0.5
     if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
-        return float(y[given].mean()) if len(given) else 0.5
-    return untrained.fit(features(given), y[given])
+        return float(y[given].mean())
+    return untrained.fit(x[given], y[given])
 
 
 def _predict_all(models: list[Any], x: Any, target: Target) -> np.ndarray:

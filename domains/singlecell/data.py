@@ -18,6 +18,7 @@ from polyfm.domains.singlecell.binning import BINS, bin_counts, bin_values
 from polyfm.domains.singlecell.blocks import Array, cell_keys
 from polyfm.domains.singlecell.donors import donor_split
 from polyfm.domains.singlecell.genes import GeneVocabulary
+from polyfm.domains.singlecell.kernels import COUNTED
 from polyfm.domains.singlecell.quality import QualityControl
 from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CLS, SPECIALS, CellBlock, Genes
@@ -324,7 +325,9 @@ class CellDataModule(DataModule):
     def ordered(self, indices: np.ndarray, *, shuffle: bool, rank: int, world: int) -> tuple[Dataset[Any], Passes]:
         """See `DataModule.ordered`: blocks of neighbours, pools of them shuffled."""
         if self.num_workers and len(indices):
-            self.collate(self.table.read(indices[:1]))  # kernels are compiled here, once, and not in each worker
+            one = self.table.read(indices[:1])
+            for counts in (one, one.replace(values=one.values + COUNTED)):
+                self.collate(counts)  # kernels, also those of large counts, are compiled here, once, not in each worker
         order = BlockOrder(
             len(indices),
             batch_size=max(min(self.batch_size, len(indices) // world), 1),

@@ -21,7 +21,7 @@ from polyfm.domains.singlecell.read import read_cells
 from polyfm.domains.singlecell.synthetic import LABEL, TEXT, drawn_like
 from polyfm.shared.cli.fit import start_from, train
 from polyfm.shared.errors import MissingExtraError
-from polyfm.shared.evaluation.embedding import embed_part
+from polyfm.shared.evaluation.embedding import embed_sample
 from polyfm.shared.evaluation.report.maps import MAPPED, scatter
 from polyfm.shared.evaluation.report.page import Panel, Report
 from polyfm.shared.evaluation.report.panels import by_baseline
@@ -146,7 +146,7 @@ def maps(task: Any, data: CellDataModule) -> list[Panel]:
     """
     from sklearn.decomposition import TruncatedSVD
 
-    parts = {part: embed_part(task, data, part, MAPPED // 3)["genes"] for part in ("train", "valid", "test")}
+    parts = {part: each["genes"] for part, each in embed_sample(task, data, MAPPED).items()}
     rows = np.concatenate([data.part(part)[each.rows] for part, each in parts.items()])
     vectors = np.concatenate([each.pooled for each in parts.values()])
     colours = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from polyfm.domains.singlecell.objectives import PseudoCell, ToldProteins
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.data.sampler import some_of
-from polyfm.shared.evaluation.embedding import Embedded, embed_part, found_by
+from polyfm.shared.evaluation.embedding import Embedded, embed_part, embed_sample, found_by
 from polyfm.shared.evaluation.report.figures import table
 from polyfm.shared.evaluation.report.maps import map_panel
 from polyfm.shared.evaluation.report.page import Panel
@@ -27,7 +28,7 @@ from polyfm.shared.objectives.causal import CausalLM
 DESCRIBED, FOUND = 128, 10
 COMPONENTS, NEIGHBOURS, FEWEST, AT_ONCE = 50, 15, 3, 256
 MOST = 20_000
-"""Cells of a part that are looked at where a sample tells as much as all; only what is tested is tested on all."""
+"""Cells that are looked at where a sample tells as much as all: neighbours, batches, maps, what linear models learn."""
 FEWEST_MIXED = 300
 """Cells below which the neighbours that integration is measured on would be most of all cells."""
 
@@ -40,10 +41,9 @@ def evaluate(task: Any, data: CellDataModule) -> tuple[dict[str, float], list[Pa
         data: Set up.
     """
     first = next(iter(task.model.encoders))
-    sizes = {part: MOST for part in ("train", "valid", "test") if len(data.part(part))} | {"test": 0}
-    parts = {part: embed_part(task, data, part, most) for part, most in sizes.items()}
-    everything = {part: embedded[first] for part, embedded in parts.items()}
-    found = [retrieval(parts["test"], data), integration(everything, data), paired(parts["test"])]
+    everything = {part: embedded[first] for part, embedded in embed_sample(task, data, MOST).items()}
+    test = embed_part(task, data, "test")
+    found = [retrieval(test, data), integration(everything, data), paired(test)]
     for objective in task.objectives.values():
         if isinstance(objective, CausalLM) and objective.modality == "text":
             found.append(described(task, data, objective))
@@ -73,11 +73,10 @@ def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict
         return {}, None
     texts = np.array(_texts(data, data.part("test")))
     unique, first, kind = np.unique(texts[said.rows], return_index=True, return_inverse=True)
-    scores = cells.projected[np.isin(cells.rows, said.rows)] @ said.projected[first].T
-    own = scores[np.arange(len(scores)), kind][:, None]
-    ranks = 1 + (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
-    found = Retrieval(ranks=ranks, top=np.argsort(-scores, 1)[:, :5], pool=len(unique))
-    best = np.argsort(-scores.T, 1, kind="stable")[:, :FOUND]
+    asked, answers = cells.projected[np.isin(cells.rows, said.rows)], said.projected[first]
+    ranks, top = _ranks(asked, answers, kind)
+    found = Retrieval(ranks=ranks, top=top, pool=len(unique))
+    best = np.stack([np.argsort(-asked @ answer, kind="stable")[:FOUND] for answer in answers])
     right = (kind[best] == np.arange(len(unique))[:, None]).mean(1)
     share = np.bincount(kind) / len(kind)
     metrics = {f"retrieval/{key}": value for key, value in found.measured("genes → text").items()}
@@ -95,6 +94,17 @@ def retrieval(embedded: dict[str, Embedded], data: CellDataModule) -> tuple[dict
     )
     body = retrieval_table({"genes → text": found}) + table(header, rows)
     return metrics, Panel(title="Cells and texts", body=body, note=note, wide=True)
+
+
+def _ranks(asked: np.ndarray, answers: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each query's own answer (of ties the mean), and its five best; some queries at a time."""
+    ranks, top = [], []
+    for start in range(0, len(asked), AT_ONCE):
+        scores = asked[start : start + AT_ONCE] @ answers.T
+        own = scores[np.arange(len(scores)), kind[start : start + AT_ONCE]][:, None]
+        ranks.append(1 + (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2)
+        top.append(np.argsort(-scores, 1, kind="stable")[:, :5])
+    return np.concatenate(ranks), np.concatenate(top)
 
 
 def paired(embedded: dict[str, Embedded]) -> tuple[dict[str, float], Panel | None]:
@@ -125,13 +135,14 @@ def told_proteins(task: Any, data: CellDataModule, objective: ToldProteins) -> t
     measured = ~np.isnan(known).all(1)
     test, train = (data.part(part)[measured[data.part(part)]] for part in ("test", "train"))
     train = some_of(train, MOST, data.seed)
-    if len(test) < FEWEST or not len(train):
+    if min(len(test), len(train)) < FEWEST:
         return {}, None
     wanted = data.proteins.apply(known[test])
     told = tell_proteins(task, data, objective, test)
     scores = data.proteins.apply(known[train])
-    linear = _linear(data.expression(train), scores, data.expression(test), data.seed)
-    methods = {"this model": told, "ridge on PCA": linear}
+    linear = _linear(data.expression(train), scores, data.seed)
+    beside = np.concatenate([linear(data.expression(some)) for some in np.split(test, range(MOST, len(test), MOST))])
+    methods = {"this model": told, "ridge on PCA": beside}
     columns = range(wanted.shape[1])
     r = {name: [_correlation(said[:, i], wanted[:, i]) for i in columns] for name, said in methods.items()}
     metrics = {"proteins/mean_r": float(np.nanmean(r["this model"])), "proteins/cells": float(len(test))}
@@ -164,18 +175,23 @@ def tell_proteins(task: Any, data: CellDataModule, objective: ToldProteins, cell
     return told
 
 
-def _linear(x: Any, y: np.ndarray, asked: Any, seed: int) -> np.ndarray:
+def _linear(x: Any, y: np.ndarray, seed: int) -> Callable[[Any], np.ndarray]:
+    """Ridge regression on principal components; NaN for columns that too few cells have."""
     from sklearn.linear_model import Ridge
 
     parts = TruncatedSVD(min(COMPONENTS, x.shape[0] - 1, x.shape[1] - 1), random_state=seed).fit(x)
-    told = np.zeros((asked.shape[0], y.shape[1]))
-    for column in range(y.shape[1]):
-        given = ~np.isnan(y[:, column])
-        if given.sum() < FEWEST:
-            told[:, column] = np.nan
-            continue
-        told[:, column] = Ridge().fit(parts.transform(x[given]), y[given, column]).predict(parts.transform(asked))
-    return told
+    known, given = parts.transform(x), ~np.isnan(y)
+    models = [
+        Ridge().fit(known[there], column[there]) if there.sum() >= FEWEST else None
+        for column, there in zip(y.T, given.T, strict=True)
+    ]
+
+    def tell(asked: Any) -> np.ndarray:
+        reduced = parts.transform(asked)
+        told = [np.full(len(reduced), np.nan) if model is None else model.predict(reduced) for model in models]
+        return np.stack(told, axis=1)
+
+    return tell
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -198,7 +214,7 @@ def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[
     rows = np.concatenate([data.part(part)[each.rows] for part, each in everything.items()])
     vectors = np.concatenate([each.pooled for each in everything.values()])
     types = np.array([(known[i] or "") if known else str(data.table.targets[i, 0]) for i in rows])
-    labelled = some_of(np.flatnonzero(~np.isin(types, ("", "nan"))), MOST, data.seed)
+    labelled = ~np.isin(types, ("", "nan"))
     rows, vectors, types = rows[labelled], vectors[labelled], types[labelled]
     batches = np.array([data.table.groups[i] for i in rows])
     kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
@@ -287,9 +303,9 @@ def pseudo_cells(task: Any, data: CellDataModule, objective: PseudoCell, texts: 
     ids = pack_ids([data.encode_text(text) for text in texts]).to(task.device)
     pooled = task.model.encoders[objective.text](ids).pooled
     genes = torch.arange(len(data.vocabulary or ()), device=task.device) + SPECIALS
-    owner = torch.arange(len(texts), device=task.device).repeat_interleave(len(genes))
-    told = objective.expression(task.model, pooled, owner, genes.repeat(len(texts)))
-    expressed: np.ndarray = told.view(len(texts), len(genes)).clamp(min=0).float().cpu().numpy()
+    owner = torch.zeros_like(genes)
+    told = [objective.expression(task.model, one[None], owner, genes).clamp(min=0).float().cpu() for one in pooled]
+    expressed: np.ndarray = torch.stack(told).numpy()
     return expressed
 
 

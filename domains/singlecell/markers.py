@@ -10,11 +10,12 @@ import torch
 from polyfm.domains.singlecell.data import CellDataModule
 from polyfm.domains.singlecell.sample import SPECIALS
 from polyfm.shared.backbones.resampler import QueryResampler
+from polyfm.shared.data.sampler import some_of
 from polyfm.shared.evaluation.attention import watched
 from polyfm.shared.evaluation.report.figures import figure, plain, svg
 from polyfm.shared.evaluation.report.page import Panel
 
-AT_ONCE = 128
+MOST, AT_ONCE = 5000, 64
 FEWEST = 5
 """Cells of a type with a gene, from which on their attention to it is drawn."""
 
@@ -54,7 +55,7 @@ def attention_to_genes(
 ) -> np.ndarray:
     """(types, G) how much more than at a cell's average gene a model looks at a gene; NaN where few cells have it.
 
-    The last layer that reads genes is watched: mean of its heads and of what asks (queries, or all tokens).
+    The last layer that reads genes is watched: mean of its heads and of what asks (queries, or the cell's tokens).
 
     Args:
         task: Trained; its encoder of genes reads padded tokens.
@@ -66,20 +67,24 @@ def attention_to_genes(
     encoder = task.model.encoders["genes"].eval()
     backbone = encoder.backbone
     last: Any = backbone.blocks[-1]
-    attention = last.cross if isinstance(backbone, QueryResampler) else last.attention
+    by_queries = isinstance(backbone, QueryResampler)
+    attention = last.cross if by_queries else last.attention
     sums, counts = np.zeros((2, number, len(data.vocabulary or ())))
     for start in range(0, len(cells), AT_ONCE):
         batch = data.collate(data.table.read(cells[start : start + AT_ONCE]))["genes"].to(task.device)
         with watched(attention) as found:
             encoder(batch)
-        weights = found[0].mean(1).cpu().numpy()
-        lengths = batch.lengths.cpu().numpy()
-        there = np.arange(weights.shape[1]) < lengths[:, None]
-        ids, kind = batch.ids.cpu().numpy(), np.repeat(types[start : start + AT_ONCE], lengths)
-        looked = (weights * lengths[:, None])[there]
-        genes = ids >= SPECIALS
-        np.add.at(sums, (kind[genes], ids[genes] - SPECIALS), looked[genes])
-        np.add.at(counts, (kind[genes], ids[genes] - SPECIALS), 1)
+        weights, lengths = found[0].float(), batch.lengths
+        there = torch.arange(weights.shape[2], device=weights.device) < lengths[:, None]
+        asking = torch.ones_like(weights[..., 0], dtype=torch.bool) if by_queries else there
+        looked = ((weights * asking[..., None]).sum(1) / asking.sum(1, keepdim=True))[there]
+        genes = batch.ids >= SPECIALS
+        cell = torch.arange(len(lengths), device=weights.device).repeat_interleave(lengths)[genes]
+        share = looked[genes]
+        mean = torch.zeros_like(lengths, dtype=share.dtype).scatter_reduce(0, cell, share, "mean", include_self=False)
+        place = types[start : start + AT_ONCE][cell.cpu().numpy()], (batch.ids[genes] - SPECIALS).cpu().numpy()
+        np.add.at(sums, place, (share / mean[cell]).cpu().numpy())
+        np.add.at(counts, place, 1)
     return np.where(counts >= FEWEST, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -92,7 +97,7 @@ def marker_panel(task: Any, data: CellDataModule, title: str = "Marker genes, an
         title: Of the panel.
     """
     cells = data.part("train")
-    cells = cells[~np.isnan(data.table.targets[cells, 0])]
+    cells = some_of(cells[~np.isnan(data.table.targets[cells, 0])], MOST, data.seed)
     types, classes = data.table.targets[cells, 0].astype(int), data.table.classes
     expression = data.expression(cells)
     shown = find_markers(expression, types)

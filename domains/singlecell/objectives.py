@@ -7,6 +7,10 @@ scGPT (Cui et al., Nature Methods 2024), M the hidden genes of a cell, v their v
 
 hᵢ the output at gene i, gᵢ the gene's own vector, h_cell the pooled cell.
 
+Proteins with scores s from the RNA of their cell, p the protein's own vector, in the same way:
+
+    L_protein = 1/|P| Σ_{i∈P} (σ(W_q pᵢ + b)ᵀ W h_RNA - sᵢ)²
+
 A cell from its description (after scMMGPT, Shi et al., arXiv 2503.09427), over its genes and as many that it lacks:
 
     L_cell = 1/|G| Σ_{i∈G} (MLP(h_text)ᵀ gᵢ + bᵢ - vᵢ)²,   vᵢ = 0 for those that it lacks
@@ -29,7 +33,7 @@ from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import DataError, RecipeError, require
 from polyfm.shared.objectives.gather import global_mean
 from polyfm.shared.objectives.masked import value_output
-from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views, inputs_of
+from polyfm.shared.objectives.objective import Objective, ObjectiveOutput, View, Views
 from polyfm.shared.tokens.masking import Corruption, Draw
 
 HIDDEN = -10.0
@@ -53,6 +57,16 @@ class HideValues(Corruption):
         return batch.replace(values=batch.values.masked_fill(selected, HIDDEN)), selected
 
 
+def _require_values(encoders: Mapping[str, Encoder], modality: str, where: str) -> None:
+    embedder = encoders[modality].embedder
+    if not hasattr(embedder, "genes"):
+        raise RecipeError(
+            f"the embedder of {modality!r}, {type(embedder).__name__}, reads no values",
+            where=where,
+            remedy="Use GeneTokens, and data.values binned or continuous",
+        )
+
+
 class HiddenExpression(Objective):
     """Base: tell hidden values of genes.
 
@@ -68,13 +82,7 @@ class HiddenExpression(Objective):
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
-        encoder = encoders[self.modality]
-        if not hasattr(encoder.embedder, "genes"):
-            raise RecipeError(
-                f"the embedder of {self.modality!r}, {type(encoder.embedder).__name__}, has no values to hide",
-                where=f"objectives.{type(self).__name__}",
-                remedy="Use GeneTokens, and data.values binned or continuous",
-            )
+        _require_values(encoders, self.modality, f"objectives.{type(self).__name__}")
 
     def needs(self) -> set[View]:
         """See `Objective.needs`."""
@@ -101,7 +109,7 @@ class MaskedExpression(HiddenExpression):
         features = views[self.view]
         hidden: Tensor = features.selected  # type: ignore[assignment]
         told = self.head(features.tokens.items()[hidden])[:, 0]
-        return value_output(told, inputs_of(features, batch[self.modality]).values[hidden])
+        return value_output(told, batch[self.modality].values[hidden])
 
 
 class CellExpression(HiddenExpression):
@@ -121,7 +129,7 @@ class CellExpression(HiddenExpression):
     def forward(self, views: Views, batch: Batch) -> ObjectiveOutput:
         """See `Objective.forward`."""
         features = views[self.view]
-        inputs = inputs_of(features, batch[self.modality])
+        inputs = batch[self.modality]
         hidden: Tensor = features.selected  # type: ignore[assignment]
         owner = ragged.owners(inputs.cu_seqlens, len(inputs.ids))[hidden]
         embedder = views.model.encoders[self.modality].embedder
@@ -167,6 +175,7 @@ class ToldProteins(Objective):
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
+        _require_values(encoders, self.modality, "objectives.ToldProteins")
         self.head = CellHead(encoders[self.cell].width, encoders[self.modality].width)
 
     def needs(self) -> set[View]:
@@ -277,13 +286,8 @@ class PseudoCell(Objective):
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
+        _require_values(encoders, self.genes, "objectives.PseudoCell")
         embedder, width = encoders[self.genes].embedder, encoders[self.text].width
-        if not hasattr(embedder, "genes"):
-            raise RecipeError(
-                f"the embedder of {self.genes!r}, {type(embedder).__name__}, has no values that could be told",
-                where="objectives.PseudoCell",
-                remedy="Use GeneTokens, and data.values continuous",
-            )
         size = int(embedder.extent)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, encoders[self.genes].width))
         self.typical = nn.Embedding(size, 1)

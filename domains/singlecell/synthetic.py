@@ -2,7 +2,7 @@
 
 Counts are negative binomial around the profile of a cell type, with marker genes of that type, a library size per cell
 and a factor per gene and batch. Marker symbols are those of real blood cells, so that species and reports look
-familiar; all other genes, and all numbers, are invented.
+familiar; all other genes, and all numbers, are invented. `drawn_like` invents cells in the likeness of given ones.
 """
 
 from __future__ import annotations

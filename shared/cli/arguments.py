@@ -114,7 +114,11 @@ def _as(kind: Any, name: str, text: str) -> Any:
     if kind is str:
         return text
     if kind not in (int, float):
-        return yaml.safe_load(text)
+        try:
+            told = yaml.safe_load(text)
+        except yaml.YAMLError:
+            told = text
+        return [str(item) for item in told] if isinstance(told, list) else [text]
     try:
         return kind(text)
     except ValueError:

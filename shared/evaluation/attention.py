@@ -10,35 +10,37 @@ import torch
 from torch import Tensor
 
 from polyfm.shared.backbones.attention import Attention
+from polyfm.shared.backbones.layouts import Bias, Layout
 
 
 @contextmanager
 def watched(attention: Attention) -> Iterator[list[Tensor]]:
     """Weights of an attention in each forward pass inside, (B, N, M): over M tokens for N queries, mean of the heads.
 
-    They are what attending to unit vectors gives, so masks and positions count as in the pass itself. Padded tokens
-    only; dropout is left out.
+    They are what attending to unit vectors gives, so masks and positions count as in the pass itself; dropout is left
+    out. Rows of queries that are padding are there and mean nothing.
 
     Args:
-        attention: Of a layer: ``block.attention``, or ``block.cross`` towards a context.
+        attention: Of a layer: ``block.attention``, or ``block.cross`` towards a context. Of padded tokens.
     """
     found: list[Tensor] = []
-
-    def keep(module: Any, args: tuple[Any, ...], output: Any) -> None:
-        x, positions, layout, *rest = args
-        context = rest[0] if rest else None
-        with torch.no_grad():
-            q = module._heads(module.query(x), module.heads)
-            k, _ = module._keys_values(x if context is None else context.x)
-            if context is None:
-                q, k = module.positions.rotate(q, positions), module.positions.rotate(k, positions)
-            bias = module.positions.bias if context is None and module.positions.biased else None
-            units = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
-            values = units[None, :, None].expand(*k.shape[:3], -1)
-            found.append(layout.attend(q, k, values, bias).mean(2))
-
-    handle = attention.register_forward_hook(keep)
+    # The layout does the attending: one that also keeps the weights takes its place.
+    handle = attention.register_forward_pre_hook(lambda _, args: (*args[:2], _Keeping(args[2], found), *args[3:]))
     try:
         yield found
     finally:
         handle.remove()
+
+
+class _Keeping:
+    def __init__(self, layout: Layout, found: list[Tensor]) -> None:
+        self.layout, self.found = layout, found
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None, dropout: float = 0.0) -> Tensor:
+        if k.ndim != 4:
+            raise ValueError("weights are kept of padded tokens, not of packed ones")
+        with torch.no_grad():
+            units = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+            values: Any = units[None, :, None].expand(*k.shape[:3], -1)
+            self.found.append(self.layout.attend(q, k, values, bias).mean(2))
+        return self.layout.attend(q, k, v, bias, dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,19 @@ def embed_part(task: Any, data: DataModule, part: str, most: int = 0) -> dict[st
         )
         for name, parts in pooled.items()
     }
+
+
+def embed_sample(task: Any, data: DataModule, most: int) -> dict[str, dict[str, Embedded]]:
+    """As `embed_part`, of all parts that there are; of more items so many, by the same share of each part.
+
+    Args:
+        task: Trained.
+        data: Set up.
+        most: How many, about.
+    """
+    sizes = {part: len(data.part(part)) for part in ("train", "valid", "test") if len(data.part(part))}
+    share = min(most / sum(sizes.values()), 1.0)
+    return {part: embed_part(task, data, part, math.ceil(size * share)) for part, size in sizes.items()}
 
 
 def found_by(embedded: dict[str, Embedded]) -> tuple[dict[str, Retrieval], np.ndarray]:

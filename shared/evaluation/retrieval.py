@@ -12,7 +12,7 @@ class Retrieval:
     """Ranks of the right answers, and what follows from them."""
 
     ranks: np.ndarray
-    """(n,) rank of the best right answer per query, 1 is best; ties count against us (the mean rank of the tie)."""
+    """(n,) rank of the right answer per query, 1 is best; ties count against us (the mean rank of the tie)."""
     top: np.ndarray
     """(n, k) indices of the best candidates per query, for pictures."""
     pool: int
@@ -82,24 +82,23 @@ def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, flo
     return float(low), float(high)
 
 
-def retrieve(queries: np.ndarray, candidates: np.ndarray, groups: np.ndarray | None = None, k: int = 5) -> Retrieval:
-    """Rank candidates for each query by dot product; candidate i is right for query i, as is all of its group.
+def retrieve(queries: np.ndarray, candidates: np.ndarray, k: int = 5) -> Retrieval:
+    """Rank candidates for each query by dot product; candidate i is right for query i.
 
     Args:
         queries: (n, d).
         candidates: (n, d), row i belonging to query i.
-        groups: (n,) items with equal groups are one another's right answers; all different if None.
         k: Best candidates to keep.
     """
     n = len(queries)
-    groups = np.arange(n) if groups is None else groups
     ranks = np.empty(n)
     top = np.empty((n, min(k, n)), dtype=np.int64)
     for start in range(0, n, 1024):  # never an n×n matrix at once
         scores = queries[start : start + 1024] @ candidates.T
-        right = groups[start : start + 1024, None] == groups
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        wrong = ~right
+        own = np.arange(len(scores))
+        best = scores[own, start + own][:, None]
+        wrong = np.ones(scores.shape, bool)
+        wrong[own, start + own] = False
         above = (wrong & ~(scores <= best)).sum(axis=1)  # what is no number is no right answer: it ranks last
         tied = (wrong & (scores == best)).sum(axis=1)
         ranks[start : start + 1024] = 1 + above + tied / 2

@@ -45,5 +45,6 @@ class ElasticSimilarity(Objective):
         losses = 1 - (cosines - self.threshold) ** 2
         pairs = losses.sum(1) - losses.diagonal(ranks.own.start)
         loss = ranks.mean(pairs / max(ranks.total - 1, 1))
-        mean = cosines.detach().sum() / max(cosines.numel(), 1)
+        others = cosines.sum() - cosines.diagonal(ranks.own.start).sum()
+        mean = others.detach() / max(len(pooled) * (ranks.total - 1), 1)
         return ObjectiveOutput(loss=loss, logs={"cosine": mean})

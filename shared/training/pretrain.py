@@ -72,8 +72,12 @@ class PretrainTask(L.LightningModule):
         self.stage_weights: dict[str, float] = {}
         """Of objectives, in the current stage; `StageSwitch` sets them."""
         self.needs: set[View] = set().union(*(objective.needs() for objective in objectives.values()))
+        for name, objective in objectives.items():
+            for view in objective.needs():
+                for part in (*view.parts, *(view.context.parts if view.context else ())):
+                    _Encoders(encoders, name)[part.modality]  # or it is said that there is none
         joined = {part.modality for view in self.needs if view.context for part in (*view.parts, *view.context.parts)}
-        for name in sorted(joined & encoders.keys()):
+        for name in sorted(joined):
             expected = f"{encoders[name].width}, the width of the {name} encoder that it joins"
             require(fusion.width in (0, encoders[name].width), "model.fusion.init_args.width", expected, fusion.width)
         self.teacher: MultimodalModel | None = None

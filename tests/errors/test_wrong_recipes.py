@@ -120,7 +120,9 @@ def test_a_sample_of_all_mistakes_in_all_recipes(tmp_path: Path) -> None:
 def test_all_mistakes_of_a_kind_in_all_recipes(kind: str, tmp_path: Path) -> None:
     cases = [(name, mistake) for name, mistake in corpus() if mistake.kind == kind]
     named, right = shares(judge(cases, tmp_path / "recipe.yaml"))[kind]
-    if kind != "missing from a size":
+    if kind == "missing from a size":  # what lacks stands in no line, and what is laid over may fit without it
+        assert right >= 0.4
+    else:
         assert named >= NAMED
         assert right >= SUGGESTED
 

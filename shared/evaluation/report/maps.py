@@ -19,7 +19,7 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
 
     Args:
         vectors: (n, D); of more than `MAPPED` some are drawn.
-        colours: By title: (n,) names, of which the eight most frequent get a colour, or numbers.
+        colours: By title: (n,) names, of which the ten most frequent get a colour, or numbers.
         title: Of the panel.
         seed: Of t-SNE, and of the draw.
     """
@@ -27,13 +27,12 @@ def map_panel(vectors: np.ndarray, colours: dict[str, np.ndarray], *, title: str
     from sklearn.manifold import TSNE
 
     shown = some_of(np.arange(len(vectors)), MAPPED, seed)
-    drawn_of = f"{len(shown):,} of {len(vectors):,}, drawn at random. " if len(shown) < len(vectors) else ""
     vectors = vectors[shown]
     reduced = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, max((len(vectors) - 1) / 3, 1.0))
     flat = TSNE(random_state=seed, perplexity=perplexity, init="pca", max_iter=500).fit_transform(reduced)
     body = scatter(flat, {name: labels[shown] for name, labels in colours.items()})
-    note = f"{drawn_of}t-SNE on 50 principal components: near is alike, far means little."
+    note = f"{len(shown):,} items. t-SNE on 50 principal components: near is alike, far means little."
     return Panel(title=title, body=body, note=note, wide=True)
 
 
@@ -42,7 +41,7 @@ def scatter(flat: np.ndarray, colours: dict[str, np.ndarray], marked: dict[str, 
 
     Args:
         flat: (n, 2).
-        colours: By title: (n,) names, of which the eight most frequent get a colour, or numbers.
+        colours: By title: (n,) names, of which the ten most frequent get a colour, or numbers.
         marked: By a name of the first colouring: (2,) a star of its colour, in that plot.
     """
     drawn, axes = figure(5.2 * len(colours), 4.6, columns=len(colours))
@@ -69,7 +68,7 @@ def scatter(flat: np.ndarray, colours: dict[str, np.ndarray], marked: dict[str, 
 def _coloured(labels: np.ndarray) -> dict[str, str]:
     """Colours of the most frequent names."""
     names, counts = np.unique(labels, return_counts=True)
-    return dict(zip(names[np.argsort(-counts, kind="stable")].tolist(), COLOURS[:8], strict=False))
+    return dict(zip(names[np.argsort(-counts, kind="stable")].tolist(), COLOURS, strict=False))
 
 
 def _dots(ax: Any, points: np.ndarray, **style: Any) -> Any:

@@ -77,3 +77,42 @@ def test_each_text_is_one_candidate_however_many_cells_have_it() -> None:
     assert metrics["retrieval/genes-text/r@1"] == 0.75
     assert metrics["retrieval/texts"] == 2
     assert metrics["retrieval/text-genes/chance"] == 0.5
+
+
+def test_samples_of_many_cells_are_looked_at_in_their_own_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few cells at once, and a sample of training: baselines say the same, neighbours are those sampled."""
+    from polyfm.domains.singlecell import baselines, evaluate
+    from polyfm.domains.singlecell.data import CellDataModule
+    from polyfm.shared.training.targets.multi_class import MultiClass
+
+    path = write_synthetic(tmp_path, n=300)
+    data = CellDataModule(str(path), label=["cell_type"], text=["description"], modalities=["genes", "text"])
+    data.setup()
+    target = MultiClass(["cell_type"], classes=data.table.classes)
+    whole = {name: predict() for name, predict in data.baselines(target).items()}
+    monkeypatch.setattr(baselines, "AT_ONCE", 7)
+    for name, predict in data.baselines(target).items():
+        np.testing.assert_allclose(predict(), whole[name], atol=1e-6)
+    monkeypatch.setattr(baselines, "MOST", 60)
+    sampled = data.baselines(target)["logistic_genes"]().argmax(1)
+    assert (sampled == data.target_values(data.part("test"))[:, 0]).mean() > 0.8
+
+    monkeypatch.setattr(evaluate, "MOST", 40)
+    monkeypatch.setattr(
+        evaluate, "write_tokens", lambda task, data, objective, tokenizer, asked, **_: [[]] * len(asked)
+    )
+    metrics, _ = evaluate.described(None, data, None)  # type: ignore[arg-type]
+    assert metrics["baseline/nearest_cell/text/exact"] > 0.8  # five texts: wrong places would give a third
+    assert metrics["generation/text/exact"] == 0
+    monkeypatch.setattr(evaluate, "pseudo_cells", lambda task, data, objective, texts: told(data, texts))
+    metrics, _ = evaluate.drawn(None, data, None)  # type: ignore[arg-type]
+    assert metrics["generation/cells/knn_accuracy"] > 1.5 * metrics["generation/cells/chance"]
+
+
+def told(data: Any, texts: list[str]) -> np.ndarray:
+    """The mean cell of each text."""
+    cells = data.part("train")
+    expression, known = data.expression(cells).toarray(), [data.table.text[i] for i in cells]
+    return np.stack([expression[[said == text for said in known]].mean(0) for text in texts])

@@ -147,7 +147,7 @@ class TestHidden:
 
     def test_ranks_have_no_values_to_hide(self) -> None:
         trunk = partial(Transformer, depth=1, block=partial(PostNorm, heads=2))
-        with pytest.raises(RecipeError, match="TextTokens, has no values to hide. Use GeneTokens"):
+        with pytest.raises(RecipeError, match="TextTokens, reads no values. Use GeneTokens"):
             MaskedExpression().build({"genes": Encoder(8, partial(TextTokens, vocabulary=12), trunk)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from polyfm.shared.backbones.block import PostNorm
 from polyfm.shared.backbones.masks import CAUSAL, FULL, MaskSpec
 from polyfm.shared.backbones.transformer import Transformer
 from polyfm.shared.evaluation.attention import watched
+from polyfm.shared.tokens.positions import Positions, RotaryPositions
 from polyfm.shared.tokens.tokens import Tokens
 
 
@@ -40,6 +42,33 @@ def test_to_themselves(rule: MaskSpec) -> None:
         allowed = given.mask[:, None] & (torch.ones(5, 5).tril().bool() if rule is CAUSAL else torch.ones(5, 5).bool())
         wanted = by_hand(attention, given.x, given.x, allowed)
         torch.testing.assert_close(found[0][given.mask], wanted[given.mask], rtol=1e-5, atol=1e-6)
+
+
+class Near(Positions):
+    """Scores that fall with the distance."""
+
+    biased = True
+
+    def bias(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return -(q[:, None, :, None, 0] - k[:, None, None, :, 0]).abs().float()
+
+
+@pytest.mark.parametrize("positions", [Positions, RotaryPositions, Near], ids=["none", "rotary", "bias"])
+def test_weights_times_values_are_what_the_attention_gives(positions: Any) -> None:
+    torch.manual_seed(0)
+    trunk = Transformer(8, depth=1, block=lambda width: PostNorm(width, heads=1, positions=positions)).eval()
+    attention, given = trunk.blocks[0].attention, tokens(5)
+    seen: list[torch.Tensor] = []
+    attention.register_forward_hook(lambda _, args, out: seen.extend([args[0], out]))
+    with watched(attention) as found:
+        trunk(given)
+    torch.testing.assert_close(attention.output(found[0] @ attention.value(seen[0])), seen[1], rtol=1e-5, atol=1e-6)
+
+
+def test_packed_tokens_are_refused() -> None:
+    trunk = Transformer(8, depth=1, block=lambda width: PostNorm(width, heads=2))
+    with watched(trunk.blocks[0].attention), pytest.raises(ValueError, match="not of packed ones"):
+        trunk(tokens(5).pack())
 
 
 def test_to_a_context_and_no_longer_than_asked() -> None:

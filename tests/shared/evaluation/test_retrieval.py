@@ -1,4 +1,4 @@
-"""Retrieval: ranks, ties, groups, chance and intervals by hand."""
+"""Retrieval: ranks, ties, chance and intervals by hand."""
 
 from __future__ import annotations
 
@@ -30,14 +30,6 @@ def test_ties_have_the_mean_rank_of_the_tie() -> None:
     assert retrieve(np.ones((3, 2)), np.ones((3, 2))).ranks.tolist() == [2, 2, 2]
     # A model that says the same of everything must not look good.
     assert retrieve(np.ones((100, 2)), np.ones((100, 2))).recall(1) == 0
-
-
-def test_the_best_of_a_group_counts_and_the_others_of_it_are_no_mistakes() -> None:
-    candidates = np.eye(3)
-    queries = np.array([[0.2, 0.9, 0.5], [0.2, 0.9, 0.5], [0.2, 0.9, 0.5]])
-    assert retrieve(queries, candidates).ranks.tolist() == [3, 1, 2]
-    assert retrieve(queries, candidates, np.array([7, 7, 8])).ranks.tolist() == [1, 1, 2]
-    assert retrieve(queries, candidates, np.array([7, 8, 7])).ranks.tolist() == [2, 1, 2]
 
 
 def test_recall_mrr_and_chance_by_hand() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError
+from polyfm.shared.objectives.elastic import ElasticSimilarity
 from polyfm.shared.objectives.masked import MaskedTokens, MaskedValues
 from polyfm.shared.objectives.objective import Objective
 from polyfm.shared.tokens.masking import Draw
@@ -187,3 +188,22 @@ def test_a_weight_of_an_objective_that_is_not_there_is_refused(pretrain: Pretrai
     with pytest.raises(RecipeError, match="there is no objective 'contrats'") as error:
         pretrain(**settings)
     assert error.value.where == where
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda: MaskedTokens("txt"),  # read as the head is built
+        lambda: ElasticSimilarity("txt"),  # which builds nothing
+        lambda: MaskedTokens("text", context="txt"),
+        lambda: MaskedTokens("text", context="table+txt"),
+    ],
+    ids=["built", "not built", "context", "part of a context"],
+)
+def test_an_encoder_that_is_not_there_is_named(pretrain: Pretrain, objective: Callable[[], Objective]) -> None:
+    with pytest.raises(RecipeError) as refused:
+        pretrain(lambda: {"alike": objective()})
+    assert str(refused.value) == (
+        "model.encoders: there is no encoder 'txt', which the objective 'alike' reads. Add model.encoders.txt, or leave "
+        "out model.objectives.alike"
+    )

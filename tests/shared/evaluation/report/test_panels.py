@@ -181,14 +181,14 @@ def test_map_by_names_and_numbers(n: int) -> None:
     panel = map_panel(vectors, {"by name": names, "by number": np.arange(n)}, title="Map")
     assert has_picture(panel)
     assert panel.wide
-    assert ("others" in panel.body) == (n == 60)  # twelve names, eight colours
+    assert ("others" in panel.body) == (n == 60)  # twelve names, ten colours
 
 
 def test_of_a_large_map_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyfm.shared.evaluation.report.maps.MAPPED", 20)
     panel = map_panel(np.random.default_rng(0).standard_normal((60, 6)), {"by number": np.arange(60)}, title="Map")
     assert has_picture(panel)
-    assert panel.note.startswith("20 of 60, drawn at random.")
+    assert panel.note.startswith("20 items.")
 
 
 def test_data_and_recipe_are_escaped(tmp_path: Path) -> None:
