@@ -63,9 +63,10 @@ PARAMETERS = {
     "singlecell/annotate": CELL,
     # singlecell/scgpt, and a classifier of 256 batches. No paper of its own.
     "singlecell/integrate": CELL + VALUES + (512 * 512 + 512) + 512 * 512 + (512 * 512 + 512) + 2 * 512 + 512 * 256 + 256,
-    # The same encoder, one of 4 layers for 509 proteins, 4 fusion layers, both projections. No paper of its own.
+    # The same encoder, one of 4 layers for 509 proteins, 4 fusion layers, both projections; the decoder of
+    # genes' values, the query and the cell's map. No paper of its own.
     "singlecell/proteins": CELL + (512 * 512 + GENES + 4 * layer(512, 512)) + 4 * (layer(512, 512) + CROSS) + PAIR
-    + 1 + (2 * 512 * 2 + 2) + 2 * VALUES,
+    + 1 + (2 * 512 * 2 + 2) + VALUES + (512 * 512 + 512) + 512 * 512,
     # Shi et al. publish no count that was found. scGPT's encoder, a bridge, 32 queries and 6 layers that read it, 6 layers
     # of text, 6 of fusion; temperature, matching, the token head and the pseudo-cell's map, one number for each gene.
     "singlecell/scmmgpt": CELL + 2 * 512 + 32 * 512 + 6 * (layer(512, 2048) + CROSS) + PAIR
