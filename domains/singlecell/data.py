@@ -197,23 +197,18 @@ class CellDataModule(DataModule):
         known_proteins = self.proteins.names or self._taken_over.get("proteins", {}).get("names")
         if "proteins" in self.modalities and known_proteins:
             self.table = table = table.choose_proteins(list(known_proteins))
-        if by_column:
-            names = column_split(table.split or [])
-        elif self._by_donor(table):
-            names, how = donor_split(table.groups, table.ids, self.fractions, seed=self.split_seed)
-            self.remarks.append(how)
-        else:
-            names = random_split(table.ids, self.fractions, seed=self.split_seed)
-        return Splits(table.ids, table.groups, names)
-
-    def _by_donor(self, table: CellTable) -> bool:
-        """Whether whole groups are drawn; of a part of the data not, as the first cells may be of one donor."""
-        if self.split != "donor" or self.limit or table.groups == table.ids:
-            return False
-        alike = "group" in table.guesses and len(set(table.groups)) == 1
+        alike = self.split == "donor" and "group" in table.guesses and len(set(table.groups)) == 1
         if alike:
             self.remarks.append(f"{table.guesses['group']!r} says the same of all cells, so they are drawn one by one")
-        return not alike
+        if by_column:
+            names = column_split(table.split or [])
+        elif self.split == "random" or alike or table.groups == table.ids or self.limit:
+            # Of a part of the data also: the first cells may be of one donor.
+            names = random_split(table.ids, self.fractions, seed=self.split_seed)
+        else:
+            names, how = donor_split(table.groups, table.ids, self.fractions, seed=self.split_seed)
+            self.remarks.append(how)
+        return Splits(table.ids, table.groups, names)
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""

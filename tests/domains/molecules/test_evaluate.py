@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 
 from polyfm.domains.molecules.data import MoleculeDataModule
 from polyfm.domains.molecules.evaluate import (
+    embedding_map,
     evaluate,
     retrieval_metrics,
     retrieval_panel,
     told_properties,
 )
-from polyfm.shared.evaluation.embedding import Embedded, embed_part
+from polyfm.shared.evaluation.embedding import Embedded, embed_part, embed_sample
 from polyfm.shared.evaluation.retrieval import Retrieval
 
 Spmm = tuple[Any, MoleculeDataModule]
@@ -64,6 +66,23 @@ def test_vectors_stand_in_the_order_of_the_part(spmm: Spmm) -> None:
     some = embed_part(task, data, "test", most=3)["smiles"]
     assert len(some.rows) == 3
     np.testing.assert_allclose(some.pooled, pooled[some.rows], atol=1e-5)
+
+
+def test_a_sample_has_the_same_share_of_each_part(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {part: len(spmm[1].part(part)) for part in ("train", "valid", "test")}
+    found = {part: len(each["smiles"].rows) for part, each in embed_sample(*spmm, most=20).items()}
+    share = 20 / sum(sizes.values())
+    assert found == {part: math.ceil(size * share) for part, size in sizes.items()}
+    whole = embed_sample(*spmm, most=10_000)
+    assert {part: len(each["smiles"].rows) for part, each in whole.items()} == sizes
+    drawn: list[int] = []
+    monkeypatch.setattr("polyfm.domains.molecules.evaluate.MAPPED", 20)
+    monkeypatch.setattr(
+        "polyfm.domains.molecules.evaluate.map_panel",
+        lambda vectors, colours, title: drawn.extend([len(vectors), *map(len, colours.values())]),
+    )
+    embedding_map(*spmm)
+    assert drawn == [sum(found.values())] * 3
 
 
 def test_a_model_whose_vectors_agree_finds_every_molecule(spmm: Spmm, monkeypatch: pytest.MonkeyPatch) -> None:

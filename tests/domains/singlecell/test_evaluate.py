@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyfm.domains.singlecell import baselines, evaluate
+from polyfm.domains.singlecell.data import CellDataModule
 from polyfm.domains.singlecell.evaluate import retrieval
 from polyfm.domains.singlecell.synthetic import write_synthetic
 from polyfm.shared.cli.main import main
 from polyfm.shared.evaluation.embedding import Embedded
 from polyfm.shared.training.run_folder import RunFolder
+from polyfm.shared.training.targets.multi_class import MultiClass
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -83,10 +86,6 @@ def test_samples_of_many_cells_are_looked_at_in_their_own_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few cells at once, and a sample of training: baselines say the same, neighbours are those sampled."""
-    from polyfm.domains.singlecell import baselines, evaluate
-    from polyfm.domains.singlecell.data import CellDataModule
-    from polyfm.shared.training.targets.multi_class import MultiClass
-
     path = write_synthetic(tmp_path, n=300)
     data = CellDataModule(str(path), label=["cell_type"], text=["description"], modalities=["genes", "text"])
     data.setup()

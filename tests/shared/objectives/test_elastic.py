@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,18 +11,13 @@ from torch.nn import functional as F
 
 from polyfm.shared.errors import RecipeError
 from polyfm.shared.objectives.elastic import ElasticSimilarity
-from polyfm.shared.objectives.objective import Features, View
-
-
-class Told(dict[View, Any]):
-    """Views that hold given vectors."""
 
 
 def loss_of(vectors: torch.Tensor, threshold: float = 0.8) -> torch.Tensor:
     objective = ElasticSimilarity("cells", threshold)
-    features = Features.__new__(Features)
-    object.__setattr__(features, "pooled", vectors)
-    return objective(Told({objective.view: features}), None).loss
+    views: Any = {objective.view: SimpleNamespace(pooled=vectors)}
+    loss: torch.Tensor = objective(views, None).loss
+    return loss
 
 
 def test_by_hand() -> None:
