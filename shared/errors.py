@@ -10,14 +10,18 @@ class PolyfmError(Exception):
 
     Args:
         message: What is wrong and what was expected.
-        where: The file, row or key at fault.
+        where: The file, row or key at fault. A constructor, which does not know where in a recipe it stands, says
+            ``Class.argument``.
         remedy: What to change.
+        given: The value at fault, where it tells one part of a recipe from others.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
-        self.message, self.where, self.remedy = message, where, remedy
+    def __init__(
+        self, message: str, *, where: str | Path | None = None, remedy: str | None = None, given: object = None
+    ) -> None:
+        self.message, self.where, self.remedy, self.given = message, where, remedy, given
         super().__init__(message)
 
     def __str__(self) -> str:
@@ -51,12 +55,12 @@ def require(holds: bool, where: str, expected: str, given: object) -> None:
 
     Args:
         holds: Whether it can.
-        where: The recipe's key that sets it, such as ``data.batch_size``.
+        where: The recipe's key that sets it, such as ``data.batch_size``, or ``Class.argument`` of a part.
         expected: What it should be.
         given: What it is.
     """
     if not holds:
-        raise RecipeError(f"expected {expected}, not {given!r}", where=where)
+        raise RecipeError(f"expected {expected}, not {given!r}", where=where, given=given)
 
 
 class DivergenceError(PolyfmError):

@@ -17,7 +17,9 @@ import pytest
 from tests.ports import free_port
 
 # Before torch or numpy is imported: tests run in several processes, and one thread each gives the same sums everywhere.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Numba's pool, which scanpy starts, sets OpenMP's number of threads for torch, too, and would override the first.
+for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 # Whatever asks a model hub fails at once instead of depending on the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -81,7 +81,7 @@ class ConformerObjective(Objective):
         if not isinstance(heads, int):
             raise RecipeError(
                 f"the backbone of {self.modality!r} carries no pairs",
-                where=f"objectives.{type(self).__name__}",
+                where=type(self).__name__,
                 remedy="Use PairTransformer",
             )
         return heads

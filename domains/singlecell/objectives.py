@@ -77,12 +77,12 @@ class HiddenExpression(Objective):
 
     def __init__(self, modality: str = "genes", rate: float = 0.4) -> None:
         super().__init__()
-        require(0 < rate <= 1, f"objectives.{type(self).__name__}.rate", "a share above 0", rate)
+        require(0 < rate <= 1, f"{type(self).__name__}.rate", "a share above 0", rate)
         self.modality, self.view = modality, View(modality, HideValues(rate))
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
-        _require_values(encoders, self.modality, f"objectives.{type(self).__name__}")
+        _require_values(encoders, self.modality, type(self).__name__)
 
     def needs(self) -> set[View]:
         """See `Objective.needs`."""
@@ -175,7 +175,7 @@ class ToldProteins(Objective):
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
-        _require_values(encoders, self.modality, "objectives.ToldProteins")
+        _require_values(encoders, self.modality, "ToldProteins")
         self.head = CellHead(encoders[self.cell].width, encoders[self.modality].width)
 
     def needs(self) -> set[View]:
@@ -217,8 +217,8 @@ class BatchAdversary(Objective):
 
     def __init__(self, batches: int = 256, weight: float = 1.0, modality: str = "genes") -> None:
         super().__init__()
-        require(batches >= 2, "objectives.BatchAdversary.batches", "at least 2", batches)
-        require(weight > 0, "objectives.BatchAdversary.weight", "above 0", weight)
+        require(batches >= 2, "BatchAdversary.batches", "at least 2", batches)
+        require(weight > 0, "BatchAdversary.weight", "above 0", weight)
         self.batches, self.weight, self.modality, self.view = batches, weight, modality, View(modality)
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
@@ -245,7 +245,7 @@ class BatchAdversary(Objective):
         if bool((which[known] >= self.batches).any()):
             raise RecipeError(
                 f"the data have more batches than {self.batches}",
-                where="objectives.BatchAdversary.batches",
+                where="BatchAdversary.batches",
                 remedy="Raise it",
             )
         turned = _Turn.apply(features.pooled, self.weight)  # type: ignore[no-untyped-call]
@@ -286,7 +286,7 @@ class PseudoCell(Objective):
 
     def build(self, encoders: Mapping[str, Encoder]) -> None:
         """See `Objective.build`."""
-        _require_values(encoders, self.genes, "objectives.PseudoCell")
+        _require_values(encoders, self.genes, "PseudoCell")
         embedder, width = encoders[self.genes].embedder, encoders[self.text].width
         size = int(embedder.extent)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, encoders[self.genes].width))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.layouts import Layout
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import require
 from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.positions import Positions
 from polyfm.shared.tokens.tokens import Tokens
@@ -39,11 +39,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
-        if width % heads or heads % kv_heads:
-            raise RecipeError(
-                f"attention of width {width} with {heads} heads and {kv_heads} heads of keys and values",
-                remedy="The width must be divisible by the heads, and these by the heads of keys and values",
-            )
+        require(width % heads == 0, "Attention.heads", f"a divisor of the width {width}", heads)
+        require(heads % kv_heads == 0, "Attention.kv_heads", f"a divisor of the {heads} heads", kv_heads)
         self.heads, self.kv_heads, self.head_size = heads, kv_heads, width // heads
         source = context_width or width
         self.query = nn.Linear(width, width, bias=bias)

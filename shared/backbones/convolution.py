@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyfm.shared.data.batch import Grids
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import require
 from polyfm.shared.tokens.embedder import Embedder
 from polyfm.shared.tokens.patches import centres
 from polyfm.shared.tokens.tokens import Tokens
@@ -56,8 +56,7 @@ class ResNet(Embedder):
         norm: Callable[[int], nn.Module] = group_norm,
     ) -> None:
         super().__init__()
-        if not 1 <= axes <= 3:
-            raise RecipeError(f"a ResNet in {axes} dimensions", remedy="Choose 1, 2 or 3 axes")
+        require(1 <= axes <= 3, "ResNet.axes", "1, 2 or 3 axes", axes)
         self.axes = axes
         self.stride = 4 * 2 ** (len(depths) - 1)
         """Cells of the grid per token, along each axis."""

@@ -38,8 +38,8 @@ class Encoder(nn.Module):
         projection: int = 0,
     ) -> None:
         super().__init__()
-        require(width >= 1, "model.encoders.width", "at least 1", width)
-        require(projection >= 0, "model.encoders.projection", "at least 1, or 0 for none", projection)
+        require(width >= 1, "Encoder.width", "at least 1", width)
+        require(projection >= 0, "Encoder.projection", "at least 1, or 0 for none", projection)
         self.width = width
         self.embedder = embedder(width)
         self.backbone = backbone(width)

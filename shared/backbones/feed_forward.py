@@ -55,7 +55,12 @@ class Dense(FeedForward):
         self.inner = nn.Linear(width, hidden)
         self.outer = nn.Linear(hidden, width)
         if activation not in _ACTIVATIONS:
-            raise RecipeError(f"no activation {activation!r}", remedy=f"Choose one of {', '.join(_ACTIVATIONS)}")
+            raise RecipeError(
+                f"no activation {activation!r}",
+                where="Dense.activation",
+                remedy=f"Choose one of {', '.join(_ACTIVATIONS)}",
+                given=activation,
+            )
         self.activation = _ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from polyfm.shared.backbones.backbone import Backbone
 from polyfm.shared.backbones.cache import KeyValueCache
 from polyfm.shared.backbones.masks import FULL, MaskSpec
-from polyfm.shared.errors import RecipeError
+from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.tokens.dropout import Dropout
 from polyfm.shared.tokens.graph import CategoricalSum
 from polyfm.shared.tokens.tokens import Edges, Tokens
@@ -186,8 +186,7 @@ class GATLayer(nn.Module):
         last: bool,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise RecipeError(f"width {width} is not divisible by {heads} heads")
+        require(width % heads == 0, "GAT.heads", f"a divisor of the width {width}", heads)
         self.heads = heads
         self.linear = nn.Linear(width, width, bias=False)
         self.edge = CategoricalSum(width, edge_cardinalities)

@@ -121,12 +121,12 @@ class InfoNCE(PairwiseObjective):
         if intra and not self.taught:
             raise RecipeError(
                 "terms within a modality compare with the teacher's vectors",
-                where="objectives.InfoNCE.intra",
+                where="InfoNCE.intra",
                 remedy="Set queue or soft above 0",
             )
         if not 0 < bounds[0] <= temperature <= bounds[1]:
             raise RecipeError(
-                f"the temperature {temperature} is not within its bounds {bounds}", where="objectives.InfoNCE"
+                f"the temperature {temperature} is not within its bounds {bounds}", where="InfoNCE"
             )
         self.queue, self.queue_after = queue, queue_after
         self.soft, self.ramp, self.intra = soft, ramp, intra

@@ -28,7 +28,7 @@ class ElasticSimilarity(Objective):
 
     def __init__(self, modality: str, threshold: float = 0.8) -> None:
         super().__init__()
-        require(0 < threshold < 1, "objectives.ElasticSimilarity.threshold", "between 0 and 1", threshold)
+        require(0 < threshold < 1, "ElasticSimilarity.threshold", "between 0 and 1", threshold)
         self.threshold, self.view = threshold, View(modality)
 
     def needs(self) -> set[View]:

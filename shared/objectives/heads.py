@@ -65,7 +65,7 @@ def vocabulary(encoder: Encoder, modality: str, objective: str) -> int:
     if not isinstance(getattr(encoder.embedder, "table", None), nn.Embedding):
         raise RecipeError(
             f"the embedder of {modality!r}, {type(encoder.embedder).__name__}, has no table of token vectors",
-            where=f"objectives.{objective}",
+            where=objective,
             remedy="Name a modality of discrete tokens",
         )
     return int(encoder.embedder.table.num_embeddings)  # type: ignore[union-attr, arg-type]

@@ -75,7 +75,7 @@ class MaskedTokens(Objective):
         if masked + randomised > 1:
             raise RecipeError(
                 f"masked {masked} and randomised {randomised} are shares of the chosen tokens, but exceed 1",
-                where="objectives.MaskedTokens",
+                where="MaskedTokens",
             )
         self.modality, self.context, self.corrupt = modality, context, dict(corrupt)
         self.rate, self.masked, self.randomised = rate, masked, randomised

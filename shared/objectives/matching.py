@@ -66,7 +66,7 @@ class Matching(Objective):
             if name not in encoders or encoders[name].projection is None:
                 raise RecipeError(
                     f"{name!r} is no encoder with a projection, by which hard negatives are found",
-                    where="objectives.Matching",
+                    where="Matching",
                     remedy=f"Set encoders.{name}.projection",
                 )
         self.head = nn.Linear(sum(encoders[leading(view.modality)].width for view in self.fused.values()), 2)

@@ -56,7 +56,7 @@ class PairwiseObjective(Objective):
         able = sorted(name for name, encoder in encoders.items() if encoder.projection is not None)
         self.pairs = self.pairs or {f"{a}-{b}": (a, b) for a, b in itertools.combinations(able, 2)}
         self.widths = {name: encoders[name].projection.out_features for name in able}  # type: ignore[union-attr]
-        here = f"objectives.{type(self).__name__}"
+        here = type(self).__name__
         if not self.pairs:
             raise RecipeError("no pair of encoders has a projection", where=here, remedy="Set encoders.NAME.projection")
         for name in sorted({*itertools.chain(*self.pairs.values()), *self.corrupt}):

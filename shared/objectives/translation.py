@@ -71,7 +71,7 @@ class TransE(Objective):
         if not isinstance(embedder, EntityTokens):
             raise RecipeError(
                 f"{self.modality!r} is no encoder of entities",
-                where="objectives.TransE",
+                where="TransE",
                 remedy="Name one whose embedder is EntityTokens",
             )
         size = embedder.entities.embedding_dim

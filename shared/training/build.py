@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -108,8 +109,8 @@ class RecipeParser(LightningCLI):
             self._files.append((path, ()))
         self.tree = tree
         _check_paper(tree.get("paper"), recipe.path)
-        schema = Schema(fields_of(tree["task"]), register(recipe.domain))
-        self._check(schema)
+        self._schema = Schema(fields_of(tree["task"]), register(recipe.domain))
+        self._check(self._schema)
         super().__init__(
             model_class=TASKS[tree["task"]],
             datamodule_class=DataModule,
@@ -219,27 +220,26 @@ class RecipeParser(LightningCLI):
             cause = _cause(error)
             if not isinstance(cause, PolyfmError):
                 raise RecipeError(str(error), where=self.recipe.path) from error
-            if cause.where is None:
-                cause.where = self.recipe.path
-            elif (keys := self._keys_of(str(cause.where)))[0] in self.tree:
-                path = ".".join(keys)
-                if any(flag.partition("=")[0] == f"--{path}" for flag in self._flags):
-                    raise UsageError(cause.message, where=f"--{path}", remedy=cause.remedy) from None
-                cause.where = f"{self._where(keys)}: {path}"
-            raise cause from None
+            raise self._placed(cause) from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
 
-    def _keys_of(self, where: str) -> tuple[str, ...]:
-        """The path of what an error names; objectives know their class, not the name that they have in the recipe."""
-        first, _, rest = where.partition(".")
-        kind, *below = rest.split(".")
-        if first == "objectives":
-            for name, part in self.tree["model"].get("objectives", {}).items():
-                if kind in (part, part.get("class_path") if isinstance(part, dict) else None):
-                    return ("model", first, name, *below)
-        return tuple(where.split("."))
+    def _placed(self, error: PolyfmError) -> PolyfmError:
+        """An error that says where in the recipe, or in the flags, its cause stands."""
+        where = str(error.where or "")
+        found = [tuple(where.split("."))] if where.partition(".")[0] in self.tree else []
+        if isinstance(error.where, str) and where[:1].isupper():
+            found = self._schema.setting(where, error.given, self.tree)
+        paths = [".".join(key for key in keys if key not in FORM) for keys in found]
+        if error.where is None:
+            error.where = self.recipe.path
+        elif options := [f"--{path}" for path in paths if any(flag.startswith(f"--{path}=") for flag in self._flags)]:
+            return UsageError(error.message, where=options[0], remedy=error.remedy)
+        elif found:
+            common = itertools.takewhile(lambda keys: len(set(keys)) == 1, zip(*found, strict=False))
+            error.where = f"{self._where(tuple(keys[0] for keys in common))}: {' or '.join(paths)}"
+        return error
 
     @property
     def member(self) -> int:

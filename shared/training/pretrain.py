@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -226,6 +227,12 @@ class _Encoders(dict[str, Encoder]):
         self.objective = objective
 
     def __missing__(self, modality: str) -> Encoder:
+        for near in difflib.get_close_matches(modality, self, n=1, cutoff=0.65):
+            raise RecipeError(
+                f"the objective {self.objective!r} reads {modality!r}, and this encoder is {near!r}",
+                where=f"model.encoders.{near}",
+                remedy=f"Did you mean {modality!r}?",
+            )
         raise RecipeError(
             f"there is no encoder {modality!r}, which the objective {self.objective!r} reads",
             where="model.encoders",

@@ -16,7 +16,7 @@ import itertools
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from polyfm.shared.training.recipe import merge
@@ -81,6 +81,28 @@ class Misfit(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """A part that a tree names."""
+
+    kind: type
+    """Its class."""
+    arguments: Mapping[str, Any]
+    """Of the class, as given."""
+    at: Keys
+    """Where these stand."""
+    given: int
+    """Of the class's first arguments, those that whoever builds it gives."""
+
+    def value(self, argument: str) -> Any:
+        """Of an argument, or its default.
+
+        Args:
+            argument: One that the class has.
+        """
+        return self.arguments.get(argument, inspect.signature(self.kind).parameters[argument].default)
+
+
+@dataclasses.dataclass(frozen=True)
 class Schema:
     """The signatures that recipes of a task and a domain are held against."""
 
@@ -115,23 +137,51 @@ class Schema:
         Args:
             tree: A recipe at one size, and what options put on top.
         """
-        found: list[Keys] = []
+        return [
+            (*part.at, name)
+            for part in self.parts(tree)
+            for name in required(part.kind, part.given)
+            if name not in part.arguments
+        ]
 
-        def look(hint: Any, value: Any, keys: Keys) -> None:
+    def parts(self, tree: Mapping[str, Any]) -> Iterator[Part]:
+        """All parts that a tree names, those that hold others first.
+
+        Args:
+            tree: A recipe at one size; it has been checked.
+        """
+
+        def look(hint: Any, value: Any, keys: Keys) -> Iterator[Part]:
             item, part = _item(hint), _part(hint)
             if item is not None and isinstance(value, Mapping):
                 for name, below in value.items():
-                    look(item, below, (*keys, str(name)))
+                    yield from look(item, below, (*keys, str(name)))
             elif part is not None and value is not None and value is not UNKNOWN:
                 base, given = part
-                kind, arguments, at = self._open(base, value, keys, given)
-                found.extend((*at, name) for name in required(kind, given) if name not in arguments)
-                for name, below in arguments.items():
-                    look((parameters(kind, given) or {}).get(name, Any), below, (*at, name))
+                found = Part(*self._open(base, value, keys, given), given)
+                yield found
+                for name, below in found.arguments.items():
+                    yield from look((parameters(found.kind, given) or {}).get(name, Any), below, (*found.at, name))
 
         for key, value in tree.items():
-            look(self.fields[key], value, (key,))
-        return found
+            yield from look(self.fields[key], value, (key,))
+
+    def setting(self, where: str, value: Any, tree: Mapping[str, Any]) -> list[Keys]:
+        """Paths of what a constructor names as ``Class.argument``; several where as many parts are such.
+
+        Args:
+            where: The class, or a base of it, alone or with an argument. No part may be of the class: others pass the
+                argument on to it.
+            value: The argument's; None if it does not tell.
+            tree: A recipe at one size; it has been checked.
+        """
+        name, _, argument = where.partition(".")
+        parts = [*self.parts(tree)]
+        found = [part for part in parts if name in (kind.__name__ for kind in part.kind.__mro__)]
+        if argument:
+            found = [part for part in found or parts if argument in (parameters(part.kind, part.given) or {})]
+            found = [part for part in found if value is not None and part.value(argument) == value] or found
+        return [(*part.at, argument) if argument else part.at for part in found]
 
     def _names(self, fields: Mapping[str, Any], arguments: Mapping[str, Any], at: Keys, owner: str) -> None:
         for name in arguments:

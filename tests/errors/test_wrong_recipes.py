@@ -59,7 +59,8 @@ def tree_of(name: str) -> dict[str, Any]:
 def error_of(path: Path, text: str, size: str = "paper") -> Exception | None:
     """What building a recipe raises; nothing is allocated and nothing read."""
     path.write_text(text)
-    labels = ["--data.targets=[y]"] if "task: finetune" in text else []
+    label = "--data.label=y" if "domain: singlecell" in text else "--data.targets=[y]"
+    labels = [label] if "task: finetune" in text else []
     try:
         recipe = find_recipe(str(path))
         on_meta(lambda: RecipeParser(recipe, recipe.sized(size), ["--data.path=x.csv", *labels]).model)

@@ -47,7 +47,13 @@ def test_exact_where_kernels_lack_something() -> None:
     assert not Attention(16, heads=2, dropout=0.1).eval().exact
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 0), (4, 3)])
-def test_heads_must_divide(heads: int, kv_heads: int) -> None:
-    with pytest.raises(RecipeError, match="divisible"):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "message"),
+    [
+        (3, 0, "Attention.heads: expected a divisor of the width 16, not 3"),
+        (4, 3, "Attention.kv_heads: expected a divisor of the 4 heads, not 3"),
+    ],
+)
+def test_heads_must_divide(heads: int, kv_heads: int, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{message}$"):
         Attention(16, heads=heads, kv_heads=kv_heads)

@@ -161,5 +161,5 @@ def test_what_it_cannot_do() -> None:
         model(tokens)
     with pytest.raises(RecipeError, match="no mask"):
         model(tokens, CAUSAL)
-    with pytest.raises(RecipeError, match="divisible by 3 heads"):
+    with pytest.raises(RecipeError, match="heads: expected a divisor of the width"):
         GAT(WIDTH, heads=3)

@@ -215,6 +215,9 @@ WRONG_RECIPES = {
     "type of the trainer": ("  max_epochs: 2", "  max_epochs: many", "trainer.max_epochs: expected a whole number, not 'many'"),
     "choice": ("  kind: auto", "  kind: regresion", "model.kind: 'regresion' is no choice. Did you mean 'regression'?"),
     "value: a modality": ("modalities: [smiles]", "modalities: [smile]", "data.modalities: molecules have no modality 'smile'. Choose from: smiles, properties, descriptors, fingerprint, features, graph"),
+    "value: of a part": ("          depth: 1", "          depth: -1", "model.encoders.smiles.backbone.depth: expected at least 0 blocks, not -1"),
+    "value: of what a part passes on": ("{heads: 2}", "{heads: 3}", "model.encoders.smiles.backbone.block.heads: expected a divisor of the width 16, not 3"),
+    "value: of a part without a class": ("      width: 16", "      width: 0", "model.encoders.smiles.width: expected at least 1, not 0"),
     "top-level key": ("trainer:", "trianer:", "unknown key 'trianer'. Did you mean 'trainer'?"),
     "a name of torch's": ("    smiles:\n", "    keys:\n", "model.encoders: 'keys' is a name that torch keeps for itself. Choose another, such as keys_1"),
     "os.system": ("class_path: Transformer", "class_path: os.system", "model.encoders.smiles.backbone: 'os.system' may not be named in a recipe"),
@@ -233,7 +236,7 @@ WRONG_RECIPES = {
 
 def test_size_of_the_corpus_of_wrong_recipes() -> None:
     print(f"{len(WRONG_RECIPES)} wrong recipes, {len(WRONG_FLAGS)} wrong options")
-    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (30, 32)
+    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (33, 34)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES)
@@ -294,6 +297,8 @@ WRONG_FLAGS = {
     "--data.max_tokens=1": "--data.max_tokens: expected at least 3",
     "--data.token_budget=-1": "--data.token_budget: expected at least 1, or 0 for none, not -1",
     "--data.fields=gon": "--data.fields: expected one of gin, full, not 'gon'",
+    "--model.encoders.smiles.width=0": "--model.encoders.smiles.width: expected at least 1, not 0",
+    "--model.encoders.smiles.backbone.block.heads=3": "--model.encoders.smiles.backbone.block.heads: expected a divisor of the width 16, not 3",
     "--patience.patience=-1": "--patience.patience: expected at least 1, or 0 for never, not -1",
 }
 

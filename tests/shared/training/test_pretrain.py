@@ -193,10 +193,10 @@ def test_a_weight_of_an_objective_that_is_not_there_is_refused(pretrain: Pretrai
 @pytest.mark.parametrize(
     "objective",
     [
-        lambda: MaskedTokens("txt"),  # read as the head is built
-        lambda: ElasticSimilarity("txt"),  # which builds nothing
-        lambda: MaskedTokens("text", context="txt"),
-        lambda: MaskedTokens("text", context="table+txt"),
+        lambda: MaskedTokens("notes"),  # read as the head is built
+        lambda: ElasticSimilarity("notes"),  # which builds nothing
+        lambda: MaskedTokens("text", context="notes"),
+        lambda: MaskedTokens("text", context="table+notes"),
     ],
     ids=["built", "not built", "context", "part of a context"],
 )
@@ -204,6 +204,14 @@ def test_an_encoder_that_is_not_there_is_named(pretrain: Pretrain, objective: Ca
     with pytest.raises(RecipeError) as refused:
         pretrain(lambda: {"alike": objective()})
     assert str(refused.value) == (
-        "model.encoders: there is no encoder 'txt', which the objective 'alike' reads. Add model.encoders.txt, or leave "
-        "out model.objectives.alike"
+        "model.encoders: there is no encoder 'notes', which the objective 'alike' reads. Add model.encoders.notes, or "
+        "leave out model.objectives.alike"
+    )
+
+
+def test_an_encoder_of_another_spelling_is_named(pretrain: Pretrain) -> None:
+    with pytest.raises(RecipeError) as refused:
+        pretrain(lambda: {"alike": MaskedTokens("txet")})
+    assert str(refused.value) == (
+        "model.encoders.text: the objective 'alike' reads 'txet', and this encoder is 'text'. Did you mean 'txet'?"
     )

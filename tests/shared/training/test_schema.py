@@ -239,3 +239,37 @@ def test_arguments_that_must_be_given() -> None:
     # Of a part its owner gives the first argument; of those in a mapping nobody does.
     tree = {"parts": {"a": "Small"}, "make": "Small"}
     assert schema.missing({"owner": tree}) == [("owner", "parts", "a", "width")]
+
+
+PARTS = {
+    "owner": {
+        "parts": {
+            "a": {"class_path": "Small", "init_args": {"width": 4, "depth": 2}},
+            "b": {"class_path": "Small", "init_args": {"width": 8}},
+            "c": {"class_path": "Nested", "init_args": {"width": 8, "inner": {"class_path": "Small"}}},
+        },
+        "settings": {"warm": {"until": 0.5}},
+    }
+}
+A, B, C = ("owner", "parts", "a", "init_args"), ("owner", "parts", "b", "init_args"), ("owner", "parts", "c", "init_args")
+INNER = (*C, "inner", "init_args")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "paths"),
+    [
+        ("Small.depth", 2, [(*A, "depth")]),
+        ("Small.depth", 1, [(*B, "depth"), (*INNER, "depth")]),  # left out: by its default
+        ("Small.depth", None, [(*A, "depth"), (*B, "depth"), (*INNER, "depth")]),
+        ("Small.depth", 7, [(*A, "depth"), (*B, "depth"), (*INNER, "depth")]),  # set by an option: any of them
+        ("Small", None, [A, B, INNER]),
+        ("Nested", None, [C]),
+        ("Part.width", 4, [(*A, "width")]),  # a base's name
+        ("Setting.until", 0.5, [("owner", "settings", "warm", "until")]),  # a part without a class
+        ("Deep.until", 0.5, [("owner", "settings", "warm", "until")]),  # passed on to a class that nobody names
+        ("Deep.layers", 3, []),
+        ("Deep", None, []),
+    ],
+)
+def test_what_a_constructor_names_is_found(where: str, value: Any, paths: list[tuple[str, ...]]) -> None:
+    assert SCHEMA.setting(where, value, PARTS) == paths
