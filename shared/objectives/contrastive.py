@@ -125,9 +125,7 @@ class InfoNCE(PairwiseObjective):
                 remedy="Set queue or soft above 0",
             )
         if not 0 < bounds[0] <= temperature <= bounds[1]:
-            raise RecipeError(
-                f"the temperature {temperature} is not within its bounds {bounds}", where="InfoNCE"
-            )
+            raise RecipeError(f"the temperature {temperature} is not within its bounds {bounds}", where="InfoNCE")
         self.queue, self.queue_after = queue, queue_after
         self.soft, self.ramp, self.intra = soft, ramp, intra
         self.bounds = (-math.log(bounds[1]), -math.log(bounds[0]))

@@ -251,7 +251,11 @@ PARTS = {
         "settings": {"warm": {"until": 0.5}},
     }
 }
-A, B, C = ("owner", "parts", "a", "init_args"), ("owner", "parts", "b", "init_args"), ("owner", "parts", "c", "init_args")
+A, B, C = (
+    ("owner", "parts", "a", "init_args"),
+    ("owner", "parts", "b", "init_args"),
+    ("owner", "parts", "c", "init_args"),
+)
 INNER = (*C, "inner", "init_args")
 
 
