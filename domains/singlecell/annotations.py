@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyfm.domains.singlecell.cell_files import CellFile
+from polyfm.domains.singlecell.ontology import Ontology
 from polyfm.shared.data.labels import MISSING
 from polyfm.shared.data.manifest import Finding
 from polyfm.shared.errors import DataError
@@ -31,14 +32,17 @@ def words_of(column: pd.Series[Any]) -> list[str | None]:
     return [None if gone or word.lower() in MISSING else word for gone, word in zip(empty, words, strict=True)]
 
 
-def texts_of_columns(file: CellFile, columns: Sequence[str]) -> list[str | None]:
-    """Descriptions of cells: a column as it stands, or several, each behind its name.
+def texts_of_columns(file: CellFile, columns: Sequence[str], ontology: Ontology | None = None) -> list[str | None]:
+    """Descriptions of cells: a column as it stands, or several, each behind its name; terms with their definitions.
 
     Args:
         file: Of the cells.
         columns: At least one.
+        ontology: Of the terms; words stay as they are if None.
     """
     words = [words_of(file.column(name)) for name in columns]
+    if ontology is not None:
+        words = [ontology.describe(each) for each in words]
     if len(columns) == 1:
         return words[0]
     named = [name.replace("_", " ") for name in columns]

@@ -19,6 +19,7 @@ from polyfm.domains.singlecell.blocks import Array, cell_keys
 from polyfm.domains.singlecell.donors import donor_split
 from polyfm.domains.singlecell.genes import GeneVocabulary
 from polyfm.domains.singlecell.kernels import COUNTED
+from polyfm.domains.singlecell.ontology import Ontology
 from polyfm.domains.singlecell.quality import QualityControl
 from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CLS, SPECIALS, CellBlock, Genes
@@ -71,6 +72,8 @@ class CellDataModule(DataModule):
         protein: Entry of ``obsm`` with counts of surface proteins; guessed, and announced, if empty.
         coverage: Keep genes that this share of the files has.
         aliases: Table of two columns, other name and gene; none if empty.
+        ontology: OBO files (cl.obo, uberon-basic.obo): what the columns of texts name by id, name or exact synonym is
+            told with its definition.
         min_overlap: Smallest share of genes that files, or a file and the model, have in common.
         variable_genes: Keep so many genes, those that vary most over the training part (scanpy's
             ``highly_variable_genes``); 0 keeps all.
@@ -89,7 +92,7 @@ class CellDataModule(DataModule):
         *("values", "bins", "max_genes", "choose"),
         *("text_vocabulary", "max_text_tokens"),
     )
-    READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "min_overlap")
+    READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "ontology", "min_overlap")
     LABELS: ClassVar[str] = "data.label"
     SAVES: ClassVar[tuple[str, ...]] = (".h5ad",)
 
@@ -113,6 +116,7 @@ class CellDataModule(DataModule):
         protein: str = "",
         coverage: float = 0.0,
         aliases: str = "",
+        ontology: list[str] = [],  # noqa: B006 - read only
         min_overlap: float = 0.5,
         variable_genes: int = 0,
         min_genes: int = 0,
@@ -144,6 +148,7 @@ class CellDataModule(DataModule):
         self.modalities, self.values, self.bins, self.max_genes = list(modalities), values, bins, max_genes
         self.choose, self.layer, self.protein, self.coverage = choose, layer, protein, coverage
         self.aliases, self.min_overlap, self.variable_genes = aliases, min_overlap, variable_genes
+        self.ontology = list(ontology)
         self.quality = QualityControl(min_genes, min_cells, max_mt)
         self.max_text_tokens, self.block, self.pool = max_text_tokens, block, pool
         self.batches = batches
@@ -183,6 +188,7 @@ class CellDataModule(DataModule):
             genes=known,
             coverage=self.coverage,
             aliases=self.aliases or None,
+            ontology=self._ontology(self.ontology),
             min_overlap=self.min_overlap,
             quality=self.quality,
             limit=self.limit,
@@ -209,6 +215,9 @@ class CellDataModule(DataModule):
             names, how = donor_split(table.groups, table.ids, self.fractions, seed=self.split_seed)
             self.remarks.append(how)
         return Splits(table.ids, table.groups, names)
+
+    def _ontology(self, paths: Sequence[str]) -> Ontology | None:
+        return Ontology.read(paths) if paths and "text" in self.modalities else None
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""
@@ -366,7 +375,7 @@ class CellDataModule(DataModule):
             raise DataError(
                 f"{type(items).__name__} is no file of cells", remedy="Give the path of an .h5ad, .zarr or 10x file"
             )
-        given = {"aliases": self.aliases, "min_overlap": self.min_overlap, **reading}
+        given = {"aliases": self.aliases, "ontology": self.ontology, "min_overlap": self.min_overlap, **reading}
         require(0 <= given["min_overlap"] <= 1, "data.min_overlap", "a share from 0 to 1", given["min_overlap"])
         text = given.get("text", self.text if "text" in self.modalities else [])
         table = read_cells(
@@ -377,6 +386,7 @@ class CellDataModule(DataModule):
             layer=given.get("layer") or None,
             genes=self.vocabulary,
             aliases=given["aliases"] or None,
+            ontology=self._ontology(given["ontology"]),
             min_overlap=given["min_overlap"],
             quality=self.quality,
             with_proteins="proteins" in self.modalities,

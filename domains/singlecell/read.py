@@ -33,6 +33,7 @@ from polyfm.domains.singlecell.cell_files import GENE, PROTEIN, CellFile, Featur
 from polyfm.domains.singlecell.expression import Expression, Scan, look
 from polyfm.domains.singlecell.genes import GeneNames, GeneVocabulary, read_aliases
 from polyfm.domains.singlecell.layers import Kind, find_counts
+from polyfm.domains.singlecell.ontology import Ontology
 from polyfm.domains.singlecell.quality import CellMetrics, QualityControl, is_mitochondrial
 from polyfm.domains.singlecell.sample import CellBlock
 from polyfm.domains.singlecell.store import CellStore
@@ -196,6 +197,7 @@ def read_cells(
     genes: GeneVocabulary | None = None,
     coverage: float = 0.0,
     aliases: str | Path | None = None,
+    ontology: Ontology | None = None,
     min_overlap: float = 0.5,
     quality: QualityControl | None = None,
     in_memory: bool | None = None,
@@ -217,6 +219,7 @@ def read_cells(
         genes: The vocabulary of a model; built from the files unless given.
         coverage: Keep genes that this share of the files has: 0 keeps all, 1 those that all have.
         aliases: Table of two columns, other name and gene.
+        ontology: Defines what the columns of texts name.
         min_overlap: Smallest share of genes that a file and the vocabulary, or the files before it, have in common.
         quality: Limits; none unless given.
         in_memory: Hold the matrices in memory; unless given, those of small files.
@@ -289,6 +292,9 @@ def read_cells(
         whole = [cell for column, size in zip(columns, sizes, strict=True) for cell in list(column)[:size]]
         return [whole[at] for at in np.flatnonzero(keep)]
 
+    if ontology is not None:
+        for name in asked.text:
+            remarks.append(ontology.told(name, gathered(words_of(file.column(name)) for file in files)))
     series = {name: [file.column(name)[:size] for file, size in zip(files, sizes, strict=True)] for name in asked.label}
     targets, classes = encode_labels(series, [file.path for file in files], keep)
     if asked.label:
@@ -319,7 +325,7 @@ def read_cells(
         target_names=asked.label,
         targets=targets,
         classes=classes,
-        text=gathered(texts_of_columns(file, asked.text) for file in files) if asked.text else None,
+        text=gathered(texts_of_columns(file, asked.text, ontology) for file in files) if asked.text else None,
         split=gathered([word or "" for word in words_of(file.column(asked.split))] for file in files)
         if asked.split
         else None,

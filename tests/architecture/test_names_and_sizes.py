@@ -62,6 +62,7 @@ SCIENCE = {
         "kernels.py",
         "layers.py",
         "markers.py",
+        "ontology.py",
         "quality.py",
         "store.py",
         "tenx.py",
