@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from polyfm.domains.molecules.smiles_graph import Ints, Numbers, SmilesGraphs, read_smiles
 from polyfm.shared.data.batch import Graphs
-from polyfm.shared.errors import DataError, MissingExtraError, RecipeError
+from polyfm.shared.errors import DataError, MissingExtraError, require
 
 try:
     from rdkit import Chem, rdBase
@@ -115,10 +115,14 @@ FIELD_SETS = {
 _STEREO = FieldSet((), tuple(field for field in BOND_FIELDS if field.name in ("stereo", "direction")))
 
 
-def field_set(name: str) -> FieldSet:
-    """A feature set by its name in a recipe."""
-    if name not in FIELD_SETS:
-        raise RecipeError(f"there is no feature set {name!r}", remedy=f"Choose one of: {', '.join(FIELD_SETS)}")
+def field_set(name: str, where: str = "fields") -> FieldSet:
+    """A feature set by its name in a recipe.
+
+    Args:
+        name: A key of `FIELD_SETS`.
+        where: Who asks, for the message: ``Class.argument``.
+    """
+    require(name in FIELD_SETS, where, f"one of {', '.join(FIELD_SETS)}", name)
     return FIELD_SETS[name]
 
 

@@ -31,7 +31,9 @@ class AtomGIN(GIN):
     """
 
     def __init__(self, width: int, depth: int = 5, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
-        super().__init__(size or width, depth, [field.size for field in field_set(fields).bonds], dropout=dropout)
+        super().__init__(
+            size or width, depth, [field.size for field in field_set(fields, "AtomGIN.fields").bonds], dropout=dropout
+        )
         if size:
             self.norm = nn.Linear(size, width)
 
@@ -100,7 +102,7 @@ class PairBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
-        require(width % heads == 0, "PairTransformer.heads", f"a divisor of the width {width}", heads)
+        require(heads >= 1 and width % heads == 0, "PairTransformer.heads", f"a divisor of the width {width}", heads)
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)

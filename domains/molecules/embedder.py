@@ -120,7 +120,7 @@ class AtomTokens(GraphTokens):
     """
 
     def __init__(self, width: int, fields: str = "full", dropout: float = 0.0, size: int = 0) -> None:
-        super().__init__(size or width, [field.size for field in field_set(fields).atoms], dropout)
+        super().__init__(size or width, [field.size for field in field_set(fields, "AtomTokens.fields").atoms], dropout)
 
 
 class ConformerTokens(Embedder):

@@ -47,7 +47,8 @@ def texts_of_columns(file: CellFile, columns: Sequence[str], ontology: Ontology 
         return words[0]
     named = [name.replace("_", " ") for name in columns]
     return [
-        ". ".join(f"{name}: {cell}" for name, cell in zip(named, cells, strict=True) if cell is not None) or None
+        ". ".join(f"{name}: {cell.rstrip('.')}" for name, cell in zip(named, cells, strict=True) if cell is not None)
+        or None
         for cells in zip(*words, strict=True)
     ]
 

@@ -56,11 +56,11 @@ def baselines(
     def reduced(rows: np.ndarray) -> Any:
         return components().transform(expression(rows))
 
-    def method(features: Callable[[np.ndarray], Any], make: Callable[[], Any]) -> Callable[..., np.ndarray]:
+    def method(features: Callable[[np.ndarray], Any], make: Callable[[int], Any]) -> Callable[..., np.ndarray]:
         @cache
         def models() -> list[Any]:
             known = features(some)
-            return [_fit(make(), known, column, target) for column in values[some].T]
+            return [_fit(make, known, column, target) for column in values[some].T]
 
         def predict(rows: np.ndarray = test) -> np.ndarray:
             parts = np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
@@ -69,21 +69,21 @@ def baselines(
         return predict
 
     return {
-        "logistic_genes": method(expression, lambda: _linear(target, sparse=True)),
-        "logistic_pca": method(reduced, lambda: _linear(target, sparse=False)),
-        "knn_pca": method(reduced, lambda: _neighbours(target)),
-        "commonest": method(lambda rows: np.zeros((len(rows), 1)), lambda: _commonest(target)),
+        "logistic_genes": method(expression, lambda _: _linear(target, sparse=True)),
+        "logistic_pca": method(reduced, lambda _: _linear(target, sparse=False)),
+        "knn_pca": method(reduced, lambda cells: _neighbours(target, cells)),
+        "commonest": method(lambda rows: np.zeros((len(rows), 1)), lambda _: _commonest(target)),
     }
 
 
-def _fit(untrained: Any, x: Any, y: np.ndarray, target: Target) -> Any:
+def _fit(make: Callable[[int], Any], x: Any, y: np.ndarray, target: Target) -> Any:
     """A model of one column; of a column with one class in training its share, of one without labels any number."""
     given = np.flatnonzero(~np.isnan(y))
     if not len(given):
         return 0.5
     if not isinstance(target, Regression) and len(np.unique(y[given])) < 2:
         return float(y[given].mean())
-    return untrained.fit(x[given], y[given])
+    return make(len(given)).fit(x[given], y[given])
 
 
 def _predict_all(models: list[Any], x: Any, target: Target) -> np.ndarray:
@@ -118,11 +118,11 @@ def _linear(target: Target, *, sparse: bool) -> Any:
     return make_pipeline(scale, model)
 
 
-def _neighbours(target: Target) -> Any:
+def _neighbours(target: Target, cells: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     kind = KNeighborsRegressor if isinstance(target, Regression) else KNeighborsClassifier
-    return kind(NEIGHBOURS)
+    return kind(min(NEIGHBOURS, cells))
 
 
 def _commonest(target: Target) -> Any:

@@ -93,6 +93,7 @@ class CellDataModule(DataModule):
         *("text_vocabulary", "max_text_tokens"),
     )
     READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "ontology", "min_overlap")
+    FILES: ClassVar[tuple[str, ...]] = ("path", "aliases", "ontology")
     LABELS: ClassVar[str] = "data.label"
     SAVES: ClassVar[tuple[str, ...]] = (".h5ad",)
 
@@ -216,8 +217,9 @@ class CellDataModule(DataModule):
             self.remarks.append(how)
         return Splits(table.ids, table.groups, names)
 
-    def _ontology(self, paths: Sequence[str]) -> Ontology | None:
-        return Ontology.read(paths) if paths and "text" in self.modalities else None
+    def _ontology(self, paths: str | Sequence[str]) -> Ontology | None:
+        files = [paths] if isinstance(paths, str) else paths
+        return Ontology.read(files) if files and "text" in self.modalities else None
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""

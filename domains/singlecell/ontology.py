@@ -35,8 +35,9 @@ class Ontology:
         claims: list[dict[str, str]] = [{}, {}, {}]
         for path in paths:
             for id, term in _terms(Path(path)).items():
-                name = term.get("name", id)
-                defined = f"{name}: {_unquoted(term['def'])}" if term.get("def") else name
+                name = _plain(term["name"])
+                meaning = _unquoted(term.get("def", ""))
+                defined = f"{name}: {meaning}" if meaning else name
                 synonyms = [_unquoted(said) for said in term.get("synonym", []) if re.search(r'"\s+EXACT\b', said)]
                 for claim, words in zip(claims, ([id, *term.get("alt_id", [])], [name], synonyms), strict=True):
                     for word in words:
@@ -80,7 +81,9 @@ def _terms(path: Path) -> dict[str, dict[str, Any]]:
         with path.open(encoding="utf-8") as file:  # never its name: the library would open a URL
             graph = obonet.read_obo(file)
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=path, remedy="Check data.ontology") from error
+        raise DataError(
+            f"cannot be read ({error.strerror})", where=path, remedy="Check --data.ontology, or leave it out: []"
+        ) from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:  # of a text that is none
         raise wrong from error
     terms = {str(id): term for id, term in graph.nodes(data=True) if "name" in term}
@@ -90,6 +93,11 @@ def _terms(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _unquoted(text: str) -> str:
-    r"""What stands in the first quotes of ``"text" [references]``, backslashes undone."""
+    """What stands in the first quotes of ``"text" [references]``; nothing where they are not closed."""
     found = _QUOTED.search(text)
-    return re.sub(r"\\(.)", r"\1", found.group(1) if found else text).strip()
+    return _plain(found.group(1)) if found else ""
+
+
+def _plain(text: str) -> str:
+    r"""Backslashes of OBO undone: ``\n``, ``\t`` and ``\W`` are blanks, all else itself."""
+    return " ".join(re.sub(r"\\(.)", lambda found: " " if found[1] in "ntW" else found[1], text).split())

@@ -39,8 +39,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
-        require(width % heads == 0, "Attention.heads", f"a divisor of the width {width}", heads)
-        require(heads % kv_heads == 0, "Attention.kv_heads", f"a divisor of the {heads} heads", kv_heads)
+        require(heads >= 1 and width % heads == 0, "Attention.heads", f"a divisor of the width {width}", heads)
+        require(
+            kv_heads >= 1 and heads % kv_heads == 0, "Attention.kv_heads", f"a divisor of the {heads} heads", kv_heads
+        )
         self.heads, self.kv_heads, self.head_size = heads, kv_heads, width // heads
         source = context_width or width
         self.query = nn.Linear(width, width, bias=bias)

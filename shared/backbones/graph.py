@@ -186,7 +186,7 @@ class GATLayer(nn.Module):
         last: bool,
     ) -> None:
         super().__init__()
-        require(width % heads == 0, "GAT.heads", f"a divisor of the width {width}", heads)
+        require(heads >= 1 and width % heads == 0, "GAT.heads", f"a divisor of the width {width}", heads)
         self.heads = heads
         self.linear = nn.Linear(width, width, bias=False)
         self.edge = CategoricalSum(width, edge_cardinalities)

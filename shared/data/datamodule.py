@@ -84,6 +84,8 @@ class DataModule(L.LightningDataModule):
 
     INHERITED: ClassVar[tuple[str, ...]] = ()
     """Arguments that make items what encoders know: a run that starts from another one takes them over."""
+    FILES: ClassVar[tuple[str, ...]] = ("path",)
+    """Arguments that name files: a run keeps where they stand."""
     LABELS: ClassVar[str] = "data.targets"
     """The option that names the columns to be predicted."""
     READING: ClassVar[tuple[str, ...]] = ()

@@ -26,6 +26,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
+from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.data.datamodule import DataModule
 from polyfm.shared.errors import MissingExtraError, PolyfmError, RecipeError, UsageError, require
 from polyfm.shared.training.callbacks import Checkpoint, Patience
@@ -139,7 +140,11 @@ class RecipeParser(LightningCLI):
                         remedy=f"Choose another, such as {name.replace('.', '_')}_1",
                     )
         whole = self._check_options(schema)
-        for keys in () if {"--help", "--print_config"} & set(self._flags) else schema.missing(whole):
+        try:
+            missing = schema.missing(whole)
+        except Misfit:  # of options that only together make a part: jsonargparse says what is wrong
+            missing = []
+        for keys in () if {"--help", "--print_config"} & set(self._flags) else missing:
             option = ".".join(key for key in keys if key not in FORM)
             if keys[0] == "data":
                 raise UsageError(f"--{option} is missing", remedy="`polyfm fit --help` shows the options")
@@ -207,6 +212,12 @@ class RecipeParser(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data module and the task, not the trainer."""
+        encoders: list[Encoder] = []
+
+        def make(kind: type[Encoder], **arguments: Any) -> Encoder:
+            encoders.append(kind(**arguments))
+            return encoders[-1]
+
         try:
             for limit in ("max_epochs", "max_steps"):
                 given = self.config["trainer"][limit]
@@ -215,31 +226,56 @@ class RecipeParser(LightningCLI):
             micro = self.config["trainer"]["accumulate_grad_batches"]
             require(micro >= 1, "trainer.accumulate_grad_batches", "at least 1", micro)
             _require_room(self.config["trainer"])
-            self.config_init = self.parser.instantiate(self.config)
+            self.config_init = self.parser.instantiate(self.config, instantiators=[(make, Encoder, True)])
         except (PolyfmError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             cause = _cause(error)
             if not isinstance(cause, PolyfmError):
                 raise RecipeError(str(error), where=self.recipe.path) from error
-            raise self._placed(cause) from None
+            raise self._placed(cause, len(encoders)) from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
 
-    def _placed(self, error: PolyfmError) -> PolyfmError:
-        """An error that says where in the recipe, or in the flags, its cause stands."""
+    def _placed(self, error: PolyfmError, encoders: int) -> PolyfmError:
+        """An error that says where in the recipe, or in the flags, its cause stands.
+
+        Args:
+            error: Of a constructor.
+            encoders: How many had been made by then: they are made first, in their order.
+        """
         where = str(error.where or "")
         found = [tuple(where.split("."))] if where.partition(".")[0] in self.tree else []
         if isinstance(error.where, str) and where[:1].isupper():
-            found = self._schema.setting(where, error.given, self.tree)
+            found = self._schema.setting(where, error.given, self._dumped())
+            names = list(self._dumped()["model"]["encoders"])
+            begun = ("model", "encoders", *names[encoders : encoders + 1])
+            found = [keys for keys in found if keys[:3] == begun] or found
         paths = [".".join(key for key in keys if key not in FORM) for keys in found]
         if error.where is None:
             error.where = self.recipe.path
-        elif options := [f"--{path}" for path in paths if any(flag.startswith(f"--{path}=") for flag in self._flags)]:
+        elif options := [option for path in paths if (option := self._option(path))]:
             return UsageError(error.message, where=options[0], remedy=error.remedy)
         elif found:
             common = itertools.takewhile(lambda keys: len(set(keys)) == 1, zip(*found, strict=False))
             error.where = f"{self._where(tuple(keys[0] for keys in common))}: {' or '.join(paths)}"
         return error
+
+    def _option(self, path: str) -> str:
+        """The option that set what stands at a path, and the path if it set more; empty if none did."""
+        for flag in self._flags:
+            option, _, value = flag.partition("=")
+            plain = ".".join(word for word in option[2:].split(".") if word not in FORM)
+            if plain == path:
+                return f"--{path}"
+            if path.startswith(f"{plain}.") and value.startswith("{"):
+                return f"{option}: {path}"
+        return ""
+
+    def _dumped(self) -> dict[str, Any]:
+        """The recipe with flags and defaults, as jsonargparse writes it."""
+        text: str = self.parser.dump(self.config, format="yaml", skip_unset=True, skip_validation=True)
+        tree: dict[str, Any] = yaml.safe_load(text)
+        return {key: value for key, value in tree.items() if key != "config"}
 
     @property
     def member(self) -> int:
@@ -281,18 +317,18 @@ class RecipeParser(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """The recipe as it was run: flags applied, parts by their short names.
 
-        The data's path is absolute, so that a run can be tested and resumed from any folder. It says where files stand
+        Paths of data are absolute, so that a run can be tested and resumed from any folder. It says where files stand
         on this machine: what is made to be passed on (`write_exchange`, the report) keeps the file's name only.
         """
-        text: str = self.parser.dump(self.config, format="yaml", skip_unset=True, skip_validation=True)
-        tree = yaml.safe_load(text)
-        tree.pop("config", None)
+        tree = self._dumped()
         if self.member < 0:
             tree.pop("member")
         defaults = vars(self.parser.get_defaults(skip_validation=True)["trainer"])
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value != defaults.get(key)}
         tree["trainer"] = storable(tree["trainer"])  # loggers that the user chose are not for whoever reads the recipe
-        tree["data"]["init_args"]["path"] = str(Path(tree["data"]["init_args"]["path"]).absolute())
+        data = tree["data"]["init_args"]
+        for name in type(self.datamodule).FILES:
+            data[name] = _absolute(data[name])
         resolved: dict[str, Any] = _short_names({**tree, "domain": self.recipe.domain})
         return resolved
 
@@ -369,6 +405,13 @@ def _listed(flag: str, schema: Schema, tree: dict[str, Any]) -> str:
     if not given or value.startswith("[") or schema.type_of(option[2:], tree) != list[str]:
         return flag
     return f"{option}={json.dumps([value], ensure_ascii=False)}"
+
+
+def _absolute(path: str | list[str]) -> str | list[str]:
+    """Paths from the root of the file system; the empty one stays."""
+    if isinstance(path, list):
+        return [str(Path(one).absolute()) for one in path]
+    return path and str(Path(path).absolute())
 
 
 def _as_list(given: Any) -> list[Any]:

@@ -229,9 +229,9 @@ class _Encoders(dict[str, Encoder]):
     def __missing__(self, modality: str) -> Encoder:
         for near in difflib.get_close_matches(modality, self, n=1, cutoff=0.65):
             raise RecipeError(
-                f"the objective {self.objective!r} reads {modality!r}, and this encoder is {near!r}",
+                f"the objective {self.objective!r} reads {modality!r}, and this encoder is called {near!r}",
                 where=f"model.encoders.{near}",
-                remedy=f"Did you mean {modality!r}?",
+                remedy=f"Call both {modality!r}, or both {near!r}",
             )
         raise RecipeError(
             f"there is no encoder {modality!r}, which the objective {self.objective!r} reads",

@@ -279,20 +279,21 @@ def _usual_place(key: Any) -> str:
 
 
 def shareable(text: str) -> str:
-    """A run's recipe as it may leave the machine: of the data's path only the file's name.
+    """A run's recipe as it may leave the machine: of files that the data are read from only the names.
 
     Args:
-        text: YAML, as `RunFolder.write_recipe` writes it.
+        text: YAML, as `RunFolder.write_recipe` writes it: paths are absolute.
     """
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key in ("data", "init_args", "path"):
-        if key not in _entries(node):
-            return text
-        node = _entries(node)[key][1]
-    if not isinstance(node, yaml.ScalarNode):
-        return text
-    name = json.dumps(Path(node.value).name, ensure_ascii=False)
-    return f"{text[: node.start_mark.index]}{name}{text[node.end_mark.index :]}"
+    node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key in ("data", "init_args"):
+        node = _entries(node)[key][1] if key in _entries(node) else None
+    values = [value for _, value in _entries(node).values()]
+    values = [one for value in values for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
+    paths = [one for one in values if isinstance(one, yaml.ScalarNode) and Path(one.value).is_absolute()]
+    for one in sorted(paths, key=lambda one: one.start_mark.index, reverse=True):
+        name = json.dumps(Path(one.value).name, ensure_ascii=False)
+        text = f"{text[: one.start_mark.index]}{name}{text[one.end_mark.index :]}"
+    return text
 
 
 def locate(keys: tuple[str, ...], *places: tuple[Path, tuple[str, ...]]) -> str:

@@ -120,10 +120,11 @@ def write_ledger(recipe: str, sentence: str) -> None:
     with FileLock(RUNS / "ledger.lock"), path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows, fields = list(reader), list(reader.fieldnames or [])
-    for row in rows:
-        if row["recipe_or_component"] == recipe:
-            before = row["measured"].partition(" Evidence:")[0].removesuffix(".")
-            row["measured"] = f"{before}. Evidence: {sentence}"
+    mine = [row for row in rows if row["recipe_or_component"] == recipe]
+    assert mine, f"the ledger has no row of {recipe}"
+    for row in mine:
+        before = row["measured"].partition("Evidence:")[0].strip()
+        row["measured"] = f"{before} Evidence: {sentence}".strip()
     with replaced(path) as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()

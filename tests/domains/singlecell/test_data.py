@@ -358,3 +358,16 @@ def test_labels_are_classes_and_baselines_stand_beside(make: Make) -> None:
     }
     assert set(scores) == {"logistic_genes", "logistic_pca", "knn_pca", "commonest"}
     assert scores["logistic_genes"] > 0.8 > scores["commonest"]  # type: ignore[operator]
+
+
+def test_fewer_labelled_cells_than_neighbours_are_enough_for_baselines(make: Make) -> None:
+    from polyfm.domains.singlecell.baselines import NEIGHBOURS, baselines
+    from polyfm.shared.training.targets.kinds import fit_target
+
+    data = make(label=["cell_type"])
+    train = data.part("train")
+    few = train[np.unique(data.target_values(train)[:, 0], return_index=True)[1]]
+    assert len(few) < NEIGHBOURS
+    target = fit_target("auto", data.target_names(), data.target_values(few), data.class_names())
+    for method in baselines(data.expression, data.table.targets, few, data.part("test"), target, 0).values():
+        assert np.isfinite(method()).all()

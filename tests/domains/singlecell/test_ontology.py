@@ -19,7 +19,7 @@ ontology: cl
 id: CL:0000236
 name: B cell
 alt_id: CL:0000999
-def: "A lymphocyte of B lineage, \"bursa\" derived. It makes antibodies." [GOC:add, "ISBN:1"]
+def: "A lymphocyte of B lineage, \"bursa\" derived. It\nmakes \W antibodies." [GOC:add, "ISBN:1"]
 synonym: "B lymphocyte" EXACT []
 synonym: "bursal cell" RELATED []
 is_a: CL:0000945 ! lymphocyte of B lineage
@@ -71,10 +71,19 @@ def test_what_is_found_is_told(obo: Path) -> None:
     assert ontology.told("kind", ["B cell", "x"]) == "1 of 2 values of 'kind' are in cl.obo; not 'x'"
 
 
+def test_escapes_are_undone_and_what_is_not_closed_defines_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.obo"
+    path.write_text(
+        'ontology: x\n\n[Term]\nid: X:1\nname: a \\{b\\}\ndef: "Tab\\tand\\nline." []\n\n[Term]\nid: X:2\nname: c\n'
+        'def: "Watch out ! now" []\n\n[Term]\nid: X:3\nname: d\ndef: "" []\n'
+    )
+    assert Ontology.read([path]).describe(["a {b}", "c", "d"]) == ["a {b}: Tab and line.", "c", "d"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot be read \\(No such file or directory\\). Check data.ontology"),
+        (None, "cannot be read \\(No such file or directory\\). Check --data.ontology, or leave it out: \\[\\]"),
         ('{"graphs": []}', "this is no ontology in the OBO format. Give a file such as cl.obo"),
         ("", "this is no ontology in the OBO format"),
         ("[Term]\nnonsense\n", "this is no ontology in the OBO format"),
@@ -105,8 +114,8 @@ def test_texts_of_cells_hold_definitions(obo: Path, tmp_path: Path) -> None:
     )
     data.setup()
     texts = set(data.table.text or [])
-    assert texts == {f"kind: {B}. tissue: spleen", "kind: stranger. tissue: spleen"}
+    assert texts == {f"kind: {B} tissue: spleen", "kind: stranger. tissue: spleen"}
     assert "1 of 2 values of 'kind' are in cl.obo; not 'stranger'" in data.remarks
     assert "0 of 1 values of 'tissue' are in cl.obo; not 'spleen'" in data.remarks
-    asked = data.samples_from(tmp_path / "cells.h5ad")
+    asked = data.samples_from(tmp_path / "cells.h5ad", ontology=str(obo))
     assert set(asked.text) == texts

@@ -236,7 +236,7 @@ WRONG_RECIPES = {
 
 def test_size_of_the_corpus_of_wrong_recipes() -> None:
     print(f"{len(WRONG_RECIPES)} wrong recipes, {len(WRONG_FLAGS)} wrong options")
-    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (33, 34)
+    assert (len(WRONG_RECIPES), len(WRONG_FLAGS)) == (33, 38)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES)
@@ -251,6 +251,58 @@ def test_a_wrong_recipe_is_one_message_with_its_line(
     assert message in said
     assert re.match(rf"{tmp_path}/tiny.yaml:({line}|{line - 1}): ", said), said  # the key, or the part that it names
     assert error.value.exit_code == 4
+
+
+TWO = """\
+    smiles:
+      width: 16
+      embedder: SmilesTokens
+      backbone: {class_path: Transformer, init_args: {depth: 1, block: {class_path: PostNorm, init_args: {heads: 4}}}}
+    descriptors:
+      width: 24
+      embedder: SmilesTokens
+      backbone: {class_path: Transformer, init_args: {depth: 1, block: {class_path: PostNorm, init_args: {heads: 4}}}}
+"""
+ONE = TEXT[TEXT.index("    smiles:") : TEXT.index("  kind: auto")]
+HEADS = ".backbone.block.heads: expected a divisor of the width "
+
+
+@pytest.mark.parametrize(
+    ("options", "old", "new", "message"),
+    [
+        ([], "width: 24", "width: 30", f"tiny.yaml:18: model.encoders.descriptors{HEADS}30, not 4"),
+        ([], "width: 16", "width: 30", f"tiny.yaml:14: model.encoders.smiles{HEADS}30, not 4"),
+        (
+            ["--model.encoders.descriptors.width=30"],
+            "",
+            "",
+            f"tiny.yaml:18: model.encoders.descriptors{HEADS}30, not 4",
+        ),
+        (
+            ["--model.encoders.smiles.backbone.block.heads=3"],
+            *("heads: 4}}}}\n    d", "heads: 2}}}}\n    d"),
+            f"--model.encoders.smiles{HEADS}16, not 3",
+        ),
+        (
+            ["--model.encoders.smiles.width=32", "--model.encoders.descriptors.width=0"],
+            *("", ""),
+            "--model.encoders.descriptors.width: expected at least 1, not 0",
+        ),
+    ],
+    ids=["second", "first", "its width by option", "by option", "another one's width by option"],
+)
+def test_of_several_alike_the_part_at_fault_is_named(
+    build: Build, options: list[str], old: str, new: str, message: str
+) -> None:
+    with pytest.raises(PolyfmError) as error:
+        build(*options, change=(ONE, TWO.replace(old, new, 1)))
+    assert message in str(error.value)
+
+
+def test_options_that_make_a_part_together(build: Build) -> None:
+    with pytest.raises(PolyfmError, match="--model.encoders.smiles.backbone") as error:
+        build("--model.encoders.smiles.backbone=GAT", "--model.encoders.smiles.backbone.heads=3")
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_refused_is_not_imported(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +351,10 @@ WRONG_FLAGS = {
     "--data.fields=gon": "--data.fields: expected one of gin, full, not 'gon'",
     "--model.encoders.smiles.width=0": "--model.encoders.smiles.width: expected at least 1, not 0",
     "--model.encoders.smiles.backbone.block.heads=3": "--model.encoders.smiles.backbone.block.heads: expected a divisor of the width 16, not 3",
+    "--model.encoders.smiles.backbone.block.heads=0": "--model.encoders.smiles.backbone.block.heads: expected a divisor of the width 16, not 0",
+    "--model.encoders.smiles.backbone.init_args.depth=-1": "--model.encoders.smiles.backbone.depth: expected at least 0 blocks, not -1",
+    "--model.encoders.smiles.backbone={class_path: Transformer, init_args: {depth: -1}}": "--model.encoders.smiles.backbone: model.encoders.smiles.backbone.depth: expected at least 0 blocks, not -1",
+    "--data.init_args.batch_size=0": "--data.batch_size: expected at least 1, not 0",
     "--patience.patience=-1": "--patience.patience: expected at least 1, or 0 for never, not -1",
 }
 

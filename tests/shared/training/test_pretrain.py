@@ -213,5 +213,6 @@ def test_an_encoder_of_another_spelling_is_named(pretrain: Pretrain) -> None:
     with pytest.raises(RecipeError) as refused:
         pretrain(lambda: {"alike": MaskedTokens("txet")})
     assert str(refused.value) == (
-        "model.encoders.text: the objective 'alike' reads 'txet', and this encoder is 'text'. Did you mean 'txet'?"
+        "model.encoders.text: the objective 'alike' reads 'txet', and this encoder is called 'text'. Call both 'txet', or "
+        "both 'text'"
     )

@@ -223,11 +223,12 @@ class TestLocate:
 
 @pytest.mark.parametrize("path", ["/home/someone/secret plans/x.csv", "x.csv", "/a: b/ü #1.csv"])
 def test_a_recipe_that_is_passed_on_says_only_the_name_of_the_file(path: str) -> None:
-    tree = {"title": "mine", "data": {"class_path": "Data", "init_args": {"path": path, "batch_size": 8}}, "task": "x"}
+    given = {"path": path, "batch_size": 8, "ontology": [path, "a.obo"], "aliases": ""}
+    tree = {"title": "mine", "data": {"class_path": "Data", "init_args": given}, "task": "x"}
     text = f"# As it was run.\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}"
     again = shareable(text)
     assert again.startswith("# As it was run.\n")
-    tree["data"]["init_args"]["path"] = Path(path).name  # type: ignore[index]
+    given |= {"path": Path(path).name, "ontology": [Path(path).name, "a.obo"]}
     assert yaml.safe_load(again) == tree
     assert shareable(again) == again
 
