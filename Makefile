@@ -24,7 +24,7 @@ help:  ## this list
 	@bash .ci/setup .venv dev
 
 .venv-bench/.installed: pyproject.toml constraints.txt .ci/setup
-	@bash .ci/setup .venv-bench bench rdkit
+	@bash .ci/setup .venv-bench bench rdkit scipy
 
 demo: .venv  ## pre-train on real molecules, fine-tune, open a report: about four minutes
 	$(BIN)/polyfm demo molecules
