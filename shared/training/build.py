@@ -231,12 +231,12 @@ class RecipeParser(LightningCLI):
             cause = _cause(error)
             if not isinstance(cause, PolyfmError):
                 raise RecipeError(str(error), where=self.recipe.path) from error
-            raise self._placed(cause, len(encoders)) from None
+            raise self._located(cause, len(encoders)) from None
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
         self.datamodule.split_seed, self.datamodule.seed = int(self.config["seed_everything"]), self.seed
 
-    def _placed(self, error: PolyfmError, encoders: int) -> PolyfmError:
+    def _located(self, error: PolyfmError, encoders: int) -> PolyfmError:
         """An error that says where in the recipe, or in the flags, its cause stands.
 
         Args:
@@ -246,8 +246,9 @@ class RecipeParser(LightningCLI):
         where = str(error.where or "")
         found = [tuple(where.split("."))] if where.partition(".")[0] in self.tree else []
         if isinstance(error.where, str) and where[:1].isupper():
-            found = self._schema.setting(where, error.given, self._dumped())
-            names = list(self._dumped()["model"]["encoders"])
+            tree = self._dumped()
+            found = self._schema.setting(where, error.given, tree)
+            names = list(tree["model"]["encoders"])
             begun = ("model", "encoders", *names[encoders : encoders + 1])
             found = [keys for keys in found if keys[:3] == begun] or found
         paths = [".".join(key for key in keys if key not in FORM) for keys in found]

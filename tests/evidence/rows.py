@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,9 +20,12 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
+import polyfm
+from polyfm.shared.evaluation.finish import collect
 from polyfm.shared.evaluation.intervals import paired
 from polyfm.shared.training.recipe import find_recipe
 from polyfm.shared.training.run_folder import RunFolder
+from polyfm.shared.training.targets.target import Target
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -107,6 +110,23 @@ def fit(name: str, *words: str) -> tuple[RunFolder, float]:
             spent.write_text(f"{before + usage.ru_utime + usage.ru_stime:.1f}\n")
             assert status == 0, f"polyfm fit {' '.join(given)}: see {out}.log"
         return RunFolder.open(out), float(spent.read_text()) / 60
+
+
+def answers(run: RunFolder, method: str) -> tuple[Any, Target, dict[str, Callable[[], np.ndarray]]]:
+    """What a fine-tuned run and its baselines say of the test part.
+
+    Args:
+        run: It.
+        method: What the run is called.
+
+    Returns:
+        Its data, set up; its target; and by name what makes (n, outputs) predictions when it is called.
+    """
+    model = polyfm.load(run.path)
+    module: Any = model.data
+    module.setup()
+    target: Target = model.task.target
+    return module, target, {method: lambda: collect(model.task, module, "test"), **module.baselines(target)}
 
 
 def write_ledger(recipe: str, sentence: str) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.evidence.rows import RUNS, SEEDS, Rows, fit, interval, keep, kept, write_ledger
+from tests.evidence.rows import RUNS, SEEDS, Rows, answers, fit, interval, keep, kept, write_ledger
 
 import polyfm
 from polyfm.domains.singlecell.evaluate import COMPONENTS, NEIGHBOURS, nearest, pseudo_cells
@@ -39,7 +39,6 @@ from polyfm.domains.singlecell.objectives import PseudoCell
 from polyfm.shared.data.collate import pack_ids
 from polyfm.shared.data.splits import random_split
 from polyfm.shared.evaluation.embedding import embed_part
-from polyfm.shared.evaluation.finish import collect
 from polyfm.shared.evaluation.report.panels import by_baseline
 from polyfm.shared.training.targets.target import Target
 
@@ -229,12 +228,7 @@ def annotate(labels: str, method: str, seed: int) -> None:
         start, before = pretrained(seed)
         flags += [f"--init_from={start}"]
     run, minutes = fit(f"runs/{predictions(labels, method, seed).stem}", "singlecell/annotate", "--size=small", *flags)
-    model = polyfm.load(run.path)
-    module: Any = model.data
-    module.setup()
-    target: Target = model.task.target
-    said: dict[str, Callable[[], np.ndarray]] = {method: lambda: collect(model.task, module, "test")}
-    said |= module.baselines(target)
+    module, target, said = answers(run, method)
     metrics = run.metrics()
     found = {method: {name: metrics[f"test/{name}"] for name in ("accuracy", "macro_f1")}, **by_baseline(metrics)}
     truth = module.target_values(module.part("test"))

@@ -22,7 +22,6 @@ better; how far seeds lie apart is in the rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,13 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
-from tests.evidence.rows import RUNS, SEEDS, Rows, fit, interval, keep, kept, write_ledger
+from tests.evidence.rows import RUNS, SEEDS, Rows, answers, fit, interval, keep, kept, write_ledger
 from tests.evidence.test_moleculenet import TOX21
 
 import polyfm
 from polyfm.domains.molecules.read import read_molecules
-from polyfm.shared.evaluation.finish import collect
 from polyfm.shared.evaluation.report.panels import by_baseline
 from polyfm.shared.training.recipe import find_recipe
-from polyfm.shared.training.targets.target import Target
 
 pytestmark = [pytest.mark.evidence, pytest.mark.realdata, pytest.mark.timeout(0)]
 
@@ -149,12 +146,7 @@ def measure(file: str, method: str, seed: int) -> None:
         flags += [f"--init_from={path}"]
     name = predictions(file, method, seed).stem
     run, minutes = fit(f"runs/{name}", str(recipe(method, batch_size)), "--size=paper", *flags)
-    model = polyfm.load(run.path)
-    module: Any = model.data
-    module.setup()
-    target: Target = model.task.target
-    said: dict[str, Callable[[], np.ndarray]] = {method: lambda: collect(model.task, module, "test")}
-    said |= module.baselines(target)
+    module, _, said = answers(run, method)
     metrics = run.metrics()
     values = {method: metrics[f"test/{metric}"]}
     values |= {name: found[metric] for name, found in by_baseline(metrics).items()}
