@@ -44,16 +44,22 @@ class Annotations:
     """Where it comes from: texts, and lists of texts."""
 
 
-def annotate(model: Any, table: CellTable, vectors: np.ndarray, modality: str) -> Annotations:
+def annotate(model: Any, table: CellTable, modality: str = "genes", *, projected: bool = False) -> Annotations:
     """What a model says of the cells of one file.
 
     Args:
         model: A `LoadedModel`.
         table: Of the file, m of whose n cells can be used.
-        vectors: (m, D).
-        modality: That they are of.
+        modality: Of the vectors.
+        projected: As of `LoadedModel.embed`.
     """
     num_cells = table.quarantine.num_read
+    said = None
+    if projected or getattr(model.task, "target", None) is None:
+        vectors = model.embed(table, modality, projected=projected)
+    else:
+        said = model.predict(table, vectors_of=modality)
+        vectors = said.vectors
     whole = np.full((num_cells, vectors.shape[1]), np.nan, np.float32)
     whole[table.rows] = vectors
     environment = model.folder.environment()
@@ -67,9 +73,8 @@ def annotate(model: Any, table: CellTable, vectors: np.ndarray, modality: str) -
     }
     obs: dict[str, Any] = {}
     obsm: dict[str, Any] = {VECTORS: whole}
-    if getattr(model.task, "target", None) is None:
+    if said is None:
         return Annotations(obs, obsm, uns)
-    said = model.predict(table)
     values = np.full((num_cells, said.values.shape[1]), np.nan, np.float32)
     values[table.rows] = said.values
     classes = list(getattr(model.task.target, "classes", None) or [])

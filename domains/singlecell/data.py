@@ -404,9 +404,11 @@ class CellDataModule(DataModule):
         """See `DataModule.ids_of`."""
         return list(samples.ids)
 
-    def save_vectors(self, model: Any, source: Path, out: Path, samples: Any, vectors: np.ndarray, name: str) -> None:
+    def save_vectors(
+        self, model: Any, source: Path, out: Path, samples: Any, modality: str, *, projected: bool = False
+    ) -> np.ndarray:
         """See `DataModule.save_vectors`: the file itself with the vectors in it, ready for scanpy."""
-        from polyfm.domains.singlecell.annotated import annotate, write_annotated
+        from polyfm.domains.singlecell.annotated import VECTORS, annotate, write_annotated
 
         if len(samples.matrices) > 1:
             raise UsageError(
@@ -414,7 +416,10 @@ class CellDataModule(DataModule):
                 where=source,
                 remedy="Embed them one by one, or write .parquet",
             )
-        write_annotated(self.files(source)[0], out, annotate(model, samples, vectors, name))
+        found = annotate(model, samples, modality, projected=projected)
+        write_annotated(self.files(source)[0], out, found)
+        vectors: np.ndarray = found.obsm[VECTORS][samples.rows]
+        return vectors
 
     def collate(self, samples: CellBlock | Sequence[CellBlock]) -> Batch:
         """See `DataModule.collate`."""

@@ -36,10 +36,10 @@ def run(words: Sequence[str]) -> None:
     model = load(ours.run)
     items = model.data.samples_from(Path(ours.input), **reading)
     name = ours.modality or (model.modality_of(next(model.batches(items[:FEW]))) if items else "")
-    vectors = model.embed(items, name, projected=ours.projected)
     if out.suffix in model.data.SAVES:
-        model.data.save_vectors(model, Path(ours.input), out, items, vectors, name)
+        vectors = model.data.save_vectors(model, Path(ours.input), out, items, name, projected=ours.projected)
     else:
+        vectors = model.embed(items, name, projected=ours.projected)
         save(out, model.data.ids_of(items), vectors)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers: {out}")
     others = [other for other in model.modalities if other != name]

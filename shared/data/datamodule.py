@@ -189,16 +189,21 @@ class DataModule(L.LightningDataModule):
             samples: Transformed.
         """
 
-    def save_vectors(self, model: Any, source: Path, out: Path, samples: Any, vectors: np.ndarray, name: str) -> None:
-        """Write vectors, and what a fine-tuned model predicts, in a format of the field's own.
+    def save_vectors(
+        self, model: Any, source: Path, out: Path, samples: Any, modality: str, *, projected: bool = False
+    ) -> np.ndarray:
+        """Make and write vectors, and what a fine-tuned model predicts, in a format of the field's own.
 
         Args:
             model: A `LoadedModel`.
             source: The file that was embedded.
             out: Ends in one of `SAVES`.
             samples: n, as from `samples_from`.
-            vectors: (n, D).
-            name: The modality that they are of.
+            modality: Of the vectors.
+            projected: As of `LoadedModel.embed`.
+
+        Returns:
+            (n, D) the vectors.
         """
         raise TypeError(f"{type(self).__name__} has no save_vectors")
 

@@ -32,6 +32,8 @@ class Predictions:
     """(n, columns) in the labels' own unit, or probabilities."""
     answers: dict[str, np.ndarray]
     """(n,) classes by column, at the thresholds that validation chose; none for numbers."""
+    vectors: np.ndarray | None = None
+    """(n, D) as of `LoadedModel.embed`, where they were asked for."""
 
 
 class LoadedModel:
@@ -86,10 +88,7 @@ class LoadedModel:
         Returns:
             (n, D) float32; NaN rows for items that lack the modality.
         """
-        if modality and modality not in self.modalities:
-            raise UsageError(
-                f"this model has no modality {modality!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
-            )
+        self._check(modality)
         batches = self.batches(items, **reading)
         first = list(itertools.islice(batches, 1))
         name = modality or (self.modality_of(first[0]) if first else self.modalities[0])
@@ -105,17 +104,16 @@ class LoadedModel:
         parts = []
         for batch in itertools.chain(first, batches):
             features = encoder(batch[name])
-            vectors = features.projected if projected else features.pooled
-            whole = vectors.new_full((len(batch), vectors.shape[-1]), torch.nan)
-            parts.append(whole.index_copy(0, features.rows, vectors).float().cpu())
-        return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), dtype=np.float32)
+            parts.append(_of_all(features.projected if projected else features.pooled, features.rows, len(batch)))
+        return _joined(parts, encoder.width)
 
     @torch.inference_mode()
-    def predict(self, items: Any, **reading: Any) -> Predictions:
+    def predict(self, items: Any, vectors_of: str = "", **reading: Any) -> Predictions:
         """Predictions of a fine-tuned model, in the items' order.
 
         Args:
             items: A path, or a list of the domain's own items (SMILES strings …).
+            vectors_of: A modality whose pooled vectors come along: with `embed` every item would be encoded twice.
             reading: How a file is read; see `embed`.
         """
         target = getattr(self.task, "target", None)
@@ -125,16 +123,44 @@ class LoadedModel:
                 where=self.folder.path,
                 remedy="Fine-tune it first, or use `polyfm embed`",
             )
+        self._check(vectors_of)
         ids: list[str] = []
-        parts = []
+        parts, vectors = [], []
         for batch in self.batches(items, **reading):
             out = self.task.predict_step(batch)
             ids += out["ids"]
             parts.append(out["predictions"].cpu().numpy())
+            if vectors_of:
+                features = out["features"][vectors_of]
+                vectors.append(_of_all(features.pooled, features.rows, len(batch)))
+        width = self.task.model.encoders[vectors_of].width if vectors_of else 0  # type: ignore[index, union-attr]
         classes = getattr(target, "classes", None)
         names = [f"{target.names[0]}_{name}" for name in classes] if classes else target.names
-        values = np.concatenate(parts) if parts else np.zeros((0, len(names)))
-        return Predictions(ids=ids, names=list(names), values=values, answers=target.answers(values))
+        values = _joined(parts, len(names))
+        return Predictions(
+            ids=ids,
+            names=list(names),
+            values=values,
+            answers=target.answers(values),
+            vectors=_joined(vectors, width) if vectors_of else None,
+        )
+
+    def _check(self, modality: str) -> None:
+        if modality and modality not in self.modalities:
+            raise UsageError(
+                f"this model has no modality {modality!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
+            )
+
+
+def _joined(parts: list[np.ndarray], width: int) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32)
+
+
+def _of_all(vectors: torch.Tensor, rows: torch.Tensor, size: int) -> np.ndarray:
+    """Vectors of the items of a batch, NaN where an item has none."""
+    whole = vectors.new_full((size, vectors.shape[-1]), torch.nan)
+    array: np.ndarray = whole.index_copy(0, rows, vectors).float().cpu().numpy()
+    return array
 
 
 def load(run: str | Path) -> LoadedModel:

@@ -16,6 +16,7 @@ from polyfm.shared.backbones.fusion import LateFusion
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.errors import RecipeError, require
 from polyfm.shared.objectives.gather import Ranks
+from polyfm.shared.tokens.tokens import Features
 from polyfm.shared.training.optim import AdamW, prepare_blocks, time_passed, total_steps
 from polyfm.shared.training.sharding import ShardedStrategy
 from polyfm.shared.training.stages import Stage, StageSwitch
@@ -106,14 +107,21 @@ class FinetuneTask(L.LightningModule):
             layers += [nn.Linear(self.width, self.hidden), nn.GELU(), nn.Dropout(self.dropout)]
         self.head = nn.Sequential(*layers, nn.Linear(self.hidden or self.width, target.outputs)).to(self.device)
 
+    def features(self, batch: Batch) -> dict[str, Features]:
+        """Of each modality.
+
+        Args:
+            batch: The items.
+        """
+        return {name: encoder(batch[name]) for name, encoder in self.model.encoders.items()}
+
     def embed(self, batch: Batch) -> Tensor:
         """(B, D) pooled vectors of all modalities, fused.
 
         Args:
             batch: The items.
         """
-        features = {name: encoder(batch[name]) for name, encoder in self.model.encoders.items()}
-        fused: Tensor = self.fusion(features, len(batch))
+        fused: Tensor = self.fusion(self.features(batch), len(batch))
         return fused
 
     def forward(self, batch: Batch) -> Tensor:
@@ -122,7 +130,10 @@ class FinetuneTask(L.LightningModule):
         Args:
             batch: The items.
         """
-        outputs: Tensor = self.head(self.embed(batch))
+        return self._outputs(self.features(batch), len(batch))
+
+    def _outputs(self, features: dict[str, Features], size: int) -> Tensor:
+        outputs: Tensor = self.head(self.fusion(features, size))
         return outputs.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -154,8 +165,10 @@ class FinetuneTask(L.LightningModule):
         self._log_metrics("test", *self._drain())
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
-        """Predictions in the labels' own unit, or probabilities."""
-        return {"ids": batch.ids, "predictions": self._target.decode(self(batch))}
+        """Predictions in the labels' own unit, or probabilities; and the features that they were made of."""
+        features = self.features(batch)
+        predictions = self._target.decode(self._outputs(features, len(batch)))
+        return {"ids": batch.ids, "predictions": predictions, "features": features}
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up, cosine decay and layer-wise rates."""

@@ -13,6 +13,7 @@ import scanpy
 import polyfm
 from polyfm.domains.singlecell.annotated import add, annotate
 from polyfm.domains.singlecell.synthetic import synthetic_cells, write_synthetic
+from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -74,6 +75,19 @@ def test_everything_is_kept_and_scanpy_goes_on(annotator: Path, cells: Path, tmp
     np.testing.assert_allclose(model.embed(str(cells)), vectors[~lost], atol=1e-5)
 
 
+def test_cells_are_encoded_once(annotator: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    forward = Encoder.forward
+
+    def counted(self: Encoder, tokens: Any, *words: Any, **more: Any) -> Any:
+        encoded.append(len(tokens.rows))
+        return forward(self, tokens, *words, **more)
+
+    monkeypatch.setattr(Encoder, "forward", counted)
+    assert main(["embed", str(annotator), str(cells), "--out", str(tmp_path / "out.h5ad")]) == 0
+    assert sum(encoded) == 29
+
+
 def test_it_may_be_done_again(annotator: Path, cells: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
     assert main(["embed", str(annotator), str(cells), "--out", str(one)]) == 0
@@ -94,7 +108,7 @@ def test_in_memory(annotator: Path) -> None:
     cells = synthetic_cells(20)
     model = polyfm.load(annotator)
     table = model.data.samples_from(cells)
-    add(cells, annotate(model, table, model.embed(table), "genes"))
+    add(cells, annotate(model, table))
     assert cells.obsm["X_polyfm"].shape == (20, 16)
     assert cells.obs["polyfm_label"].notna().all()
     np.testing.assert_allclose(model.embed(synthetic_cells(20)), cells.obsm["X_polyfm"], atol=1e-5)
