@@ -2,8 +2,8 @@
 
 Nearly all h5ad files are written with gzip, and reading one is decompressing it. HDF5 always decompresses whole chunks;
 of the last chunk of a range we need the beginning only. And it uses zlib, where ISA-L does the same in half the time
-(if the package `isal` is there). The bytes are HDF5's own (`read_direct_chunk`); what is stored otherwise is left
-to it altogether.
+(the package `isal`, where there are wheels of it). The bytes are HDF5's own (`read_direct_chunk`); what is stored
+otherwise is left to it altogether. Both decompress without holding Python's lock, so that threads may read at once.
 """
 
 from __future__ import annotations

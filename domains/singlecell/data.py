@@ -18,7 +18,6 @@ from polyfm.domains.singlecell.binning import BINS, bin_counts, bin_values
 from polyfm.domains.singlecell.blocks import Array, cell_keys
 from polyfm.domains.singlecell.donors import donor_split
 from polyfm.domains.singlecell.genes import GeneVocabulary
-from polyfm.domains.singlecell.kernels import COUNTED
 from polyfm.domains.singlecell.ontology import Ontology
 from polyfm.domains.singlecell.quality import QualityControl
 from polyfm.domains.singlecell.read import CellTable, read_cells
@@ -83,7 +82,7 @@ class CellDataModule(DataModule):
         text_vocabulary: Most tokens that the tokenizer of the texts learns.
         max_text_tokens: Longer texts are cut there.
         batch_size: Cells in a step, on each process.
-        num_workers: Processes that make batches; 0 works in the training process.
+        num_workers: Threads that read ahead; 0 reads when a batch is asked for.
         block: Neighbouring cells that are read together.
         pool: Blocks that are held and shuffled together.
     """
@@ -95,6 +94,7 @@ class CellDataModule(DataModule):
     READING: ClassVar[tuple[str, ...]] = ("layer", "text", "group", "protein", "aliases", "ontology", "min_overlap")
     FILES: ClassVar[tuple[str, ...]] = ("path", "aliases", "ontology")
     LABELS: ClassVar[str] = "data.label"
+    THREADS: ClassVar[bool] = True
     SAVES: ClassVar[tuple[str, ...]] = (".h5ad",)
 
     table: CellTable
@@ -330,10 +330,6 @@ class CellDataModule(DataModule):
 
     def ordered(self, indices: np.ndarray, *, shuffle: bool, rank: int, world: int) -> tuple[Dataset[Any], Passes]:
         """See `DataModule.ordered`: blocks of neighbours, pools of them shuffled."""
-        if self.num_workers and len(indices):
-            one = self.table.read(indices[:1])
-            for counts in (one, one.replace(values=one.values + COUNTED)):
-                self.collate(counts)  # kernels, also those of large counts, are compiled here, once, not in each worker
         order = BlockOrder(
             len(indices),
             batch_size=max(min(self.batch_size, len(indices) // world), 1),
@@ -344,7 +340,8 @@ class CellDataModule(DataModule):
             rank=rank,
             world=world,
         )
-        return PooledReads(order, partial(self._read_part, indices), partial(_taken, shuffle)), order
+        read, take = partial(self._read_part, indices), partial(_taken, shuffle)
+        return PooledReads(order, read, take, readers=self.num_workers), order
 
     def _read_part(self, indices: np.ndarray, places: np.ndarray) -> CellBlock:
         return self.table.read(indices[places])

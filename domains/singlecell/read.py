@@ -55,6 +55,7 @@ SCANS = ("auto", "full", "sample")
 _MOST_SCANNED = 500_000
 """Cells of a corpus that "auto" looks at one by one: some ten seconds of reading."""
 _IN_MEMORY_BYTES = 256 << 20
+"""Of all matrices of a corpus together, decompressed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,9 @@ class CellTable:
             self.matrices[int(files[first])].read(rows[first:last]) for first, last in pairwise(bounds) if last > first
         ]
         lengths, genes, values, totals = (
-            [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else _nothing()
+            [part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*parts, strict=True)]
+            if parts
+            else _nothing()
         )
         return CellBlock(
             ids=[self.ids[item] for item in wanted],
@@ -222,7 +225,7 @@ def read_cells(
         ontology: Defines what the columns of texts name.
         min_overlap: Smallest share of genes that a file and the vocabulary, or the files before it, have in common.
         quality: Limits; none unless given.
-        in_memory: Hold the matrices in memory; unless given, those of small files.
+        in_memory: Hold the matrices in memory; unless given, small ones.
         scan: "full" looks at every value before anything else, "sample" at some blocks, the rest when it is read;
             "auto" is full up to half a million cells.
         max_broken: Largest share of cells without counts to accept, 0 to 1.
@@ -385,8 +388,8 @@ def _open_matrices(
 ) -> tuple[list[Expression], list[Features]]:
     """Of each file the matrix with counts, and what its columns are."""
     matrices, features = [], []
+    left = _IN_MEMORY_BYTES
     for file in files:
-        held = _num_bytes(file.path) <= _IN_MEMORY_BYTES if in_memory is None else in_memory
         if isinstance(file, TenxFile) and file.path.is_dir():
             stores = {file.where: CellStore.of(read_mtx(file.path), file.path, file.where)}
         else:
@@ -395,7 +398,8 @@ def _open_matrices(
         source = find_counts(readers, file.path, asked=layer, logarithm=file.logarithm)
         store = stores[source.where]
         is_dense = store.sizes() is None
-        if held and not store.in_memory:
+        if not store.in_memory and (store.num_bytes <= left if in_memory is None else in_memory):
+            left -= store.num_bytes
             store = CellStore(file.path, source.where, in_memory=True)
         if is_dense:
             remarks.append(f"{file.path.name}: {source.where} is dense, and holds {source.kind}: zeros are left out")
@@ -528,13 +532,6 @@ def _groups(
         guesses["group"] = "the file"
         return [files[at].path.name for at in of_file]
     return ids
-
-
-def _num_bytes(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(child.stat().st_size for child in path.rglob("*") if child.is_file())
 
 
 def _nothing() -> tuple[NDArray[Any], ...]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -32,6 +33,8 @@ MAX_TURNED = 1 << 27
 """Non-zeros of a matrix stored by genes that are turned into rows in memory: about 3 GB while that is done."""
 AT_ONCE = 256
 """Rows of a dense matrix that are in memory before their zeros are left out."""
+OPENING = Lock()
+"""Threads that read open a file once."""
 GAP = 32
 """Rows that are read and thrown away rather than making one read two: a compressed chunk has about as many."""
 
@@ -94,6 +97,13 @@ class CellStore:
         """Columns of the file."""
         return self._source().shape[1]
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory; of a dense matrix, whose zeros nobody has counted, at most."""
+        source = self._source()
+        values = int(source.indptr[-1]) if isinstance(source, _Sparse) else source.shape[0] * source.shape[1]
+        return values * (np.dtype(np.int32).itemsize + source.dtype.itemsize)
+
     def sizes(self) -> NDArray[np.int64] | None:
         """(n,) stored values of each cell, known without reading them; None for a dense matrix."""
         source = self._source()
@@ -139,10 +149,11 @@ class CellStore:
         # A fork has its parent's handles, and HDF5 does not allow for that; what is in memory it may share.
         mine = self._process == os.getpid()
         if self._opened is None or not (mine or self._opened.in_memory):
-            with self._reading(""):
-                source = _open(self.path, self.where)
-                self._opened = source.load() if self.in_memory else source
-                self._process = os.getpid()
+            with OPENING, self._reading(""):
+                if self._opened is None or self._process != os.getpid():  # no other thread was quicker
+                    source = _open(self.path, self.where)
+                    self._opened = source.load() if self.in_memory else source
+                    self._process = os.getpid()
         return self._opened
 
     @contextmanager

@@ -76,7 +76,7 @@ class DataModule(L.LightningDataModule):
         path: What to read.
         batch_size: Samples in a step, on each process; with ``token_budget`` the most there may be.
         token_budget: Most tokens in a step, padding counted; 0 for none.
-        num_workers: Processes that make batches; 0 makes them in the training process.
+        num_workers: Processes that make batches, or threads that read ahead (`THREADS`); 0 for none.
 
     The seed is the run's (``--seed_everything``), set by whoever builds the run: ``seed`` decides order and random
     transforms, ``split_seed`` the split (members of an ensemble share it).
@@ -92,6 +92,8 @@ class DataModule(L.LightningDataModule):
     """Arguments by which a user says how a file is read (which column …): for a file of new items they may be given
     anew, as in `polyfm predict RUN FILE --data.NAME VALUE`."""
 
+    THREADS: ClassVar[bool] = False
+    """Whether ``num_workers`` are threads that read ahead in the training process; see `PooledReads`."""
     SAVES: ClassVar[tuple[str, ...]] = ()
     """Further endings of files that `save_vectors` writes: the field's own formats."""
 
@@ -369,16 +371,17 @@ class DataModule(L.LightningDataModule):
         rank, world = process_group() if dealt else (0, 1)
         indices = self.part(part) if isinstance(part, str) else part
         samples, order = self.ordered(indices, shuffle=shuffle, rank=rank, world=world)
+        processes = 0 if self.THREADS else self.num_workers
         generator = torch.Generator()
         generator.manual_seed(self.seed)
         return Loader(
             samples,
             batch_sampler=order,
             collate_fn=self.collate,
-            num_workers=self.num_workers,
+            num_workers=processes,
             generator=generator,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=processes > 0,
         )
 
     def ordered(self, indices: np.ndarray, *, shuffle: bool, rank: int, world: int) -> tuple[Dataset[Any], Passes]:

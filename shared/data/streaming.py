@@ -10,6 +10,7 @@ reads are long, and what is held is bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ class Pool(NamedTuple):
     """Number of its first batch, which names it."""
     items: Items
     """Indices of its items, in the order in which batches take them."""
+    following: int | None
+    """Number of the first batch of the lane's next pool; None at the end of an epoch."""
 
 
 class _Plan(NamedTuple):
@@ -103,7 +106,7 @@ class BlockOrder(Passes):
         self._lane_starts = np.cumsum([0] + [len(range(lane, self._count, lanes)) for lane in range(lanes)])
         self._per_pool = max(pool * block // batch_size, 1)
         self._plan: _Plan | None = None
-        self._drawn: dict[int, tuple[int, Pool]] = {}
+        self._drawn: dict[tuple[int, int], Pool] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -141,6 +144,15 @@ class BlockOrder(Passes):
             place = int(plan.starts[plan.ranks[item // self.block]]) + item % self.block
         return self._pool(((place + 1) * self._total - 1) // self.num_items, epoch)
 
+    def pool_after(self, pool: Pool, epoch: int) -> Pool | None:
+        """The next pool of its lane, if the epoch has another.
+
+        Args:
+            pool: One of that epoch.
+            epoch: Which pass.
+        """
+        return None if pool.following is None else self._pool(pool.following, epoch)
+
     def _number(self, i: int) -> int:
         """Of this rank's batch i: its place when all batches lie end to end."""
         if not self.shuffle:
@@ -154,20 +166,22 @@ class BlockOrder(Passes):
     def _pool(self, number: int, epoch: int) -> Pool:
         """The pool of a batch."""
         if not self.shuffle:
-            lane = number // self.world % self.lanes
-            return Pool(lane, number, np.arange(self._start(number), self._start(number + 1)))
+            lane, following = number // self.world % self.lanes, number + self.lanes * self.world
+            items = np.arange(self._start(number), self._start(number + 1))
+            return Pool(lane, number, items, following if following < self._total else None)
         rank, place = divmod(number, self._count)
         lane = int(np.searchsorted(self._lane_starts, place, side="right")) - 1
         opened, closed = (rank * self._count + int(self._lane_starts[lane + end]) for end in (0, 1))
         shift = self._per_pool * lane // self.lanes
         begin = (number - opened + shift) // self._per_pool * self._per_pool + opened - shift
         first, last = max(begin, opened), min(begin + self._per_pool, closed)
-        known = self._drawn.get(lane)
-        if known is None or (known[0], known[1].first) != (epoch, first):
+        if (epoch, first) not in self._drawn:
             items = self._items(self._start(first), self._start(last), epoch)
             np.random.default_rng([self.seed, epoch, first]).shuffle(items)
-            known = self._drawn[lane] = (epoch, Pool(lane, first, items))
-        return known[1]
+            if len(self._drawn) == 2 * self.lanes:  # in each the one that is used, and the next
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[epoch, first] = Pool(lane, first, items, last if last < closed else None)
+        return self._drawn[epoch, first]
 
     def _items(self, start: int, stop: int, epoch: int) -> Items:
         """What lies there when the blocks drawn lie end to end."""
@@ -193,16 +207,32 @@ class BlockOrder(Passes):
         return self._plan
 
 
+class _Held(NamedTuple):
+    """A pool that is read, or being read."""
+
+    name: tuple[int, int]
+    """Epoch and first batch."""
+    items: Items
+    """Rising."""
+    content: Callable[[], Any]
+    """Waits until it is read."""
+
+
 class PooledReads(Dataset[Any]):
     """The data set of a `BlockOrder`: reads pools, holds one of each lane that it is asked for, and hands out items.
 
-    It opens nothing by itself and holds nothing when it is sent to a worker; ``read`` should open its files when it is
-    called, in the process that calls it.
+    With readers, threads read a lane's next pool while the second half of this one is handed out. Where reading is
+    decompressing, which needs no interpreter, threads are quicker than a loader's processes: to send a batch to another
+    process costs as much as to make it of a pool, and all processes stand still whenever one of them reads.
+
+    It opens nothing by itself and holds nothing when it is sent to another process; ``read`` should open its files when
+    it is called, in the process that calls it.
 
     Args:
         order: By which batches are drawn; it says what belongs together.
         read: From (m,) rising indices of items to what is held of them.
         take: From what is held, the places of a batch's items in it, and their keys, to the samples of the batch.
+        readers: Threads that read ahead; 0 reads a pool when its first batch is asked for.
     """
 
     def __init__(
@@ -210,16 +240,20 @@ class PooledReads(Dataset[Any]):
         order: BlockOrder,
         read: Callable[[Items], Any],
         take: Callable[[Any, Items, list[Key]], Any],
+        readers: int = 0,
     ) -> None:
-        self.order, self.read, self.take = order, read, take
-        self._held: dict[int, tuple[tuple[int, int], Items, Any]] = {}
+        self.order, self.read, self.take, self.readers = order, read, take, readers
+        self._held: dict[int, _Held] = {}
+        self._ahead: dict[int, _Held] = {}
+        self._taken: dict[int, int] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return self.order.num_items
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pools."""
-        return {**self.__dict__, "_held": {}}
+        return {**self.__dict__, "_held": {}, "_ahead": {}, "_taken": {}, "_threads": None}
 
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
@@ -227,17 +261,32 @@ class PooledReads(Dataset[Any]):
     def __getitems__(self, keys: list[Key]) -> Any:
         """The samples of a batch, in the order of its keys."""
         wanted = np.array([key.index for key in keys], np.int64)
-        items, held = self._pool(self.order.pool_of(int(wanted[0]), keys[0].epoch), keys[0].epoch)
+        items, held = self._pool(self.order.pool_of(int(wanted[0]), keys[0].epoch), keys[0].epoch, len(keys))
         places = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
         if not np.array_equal(items[places], wanted):  # no batch of the order
             items, places = np.unique(wanted, return_inverse=True)
             held = self.read(items)
         return self.take(held, places, keys)
 
-    def _pool(self, pool: Pool, epoch: int) -> tuple[Items, Any]:
-        name = (epoch, pool.first)
-        if self._held.get(pool.lane, ((-1, -1),))[0] != name:
-            self._held.pop(pool.lane, None)  # first: two pools of a lane are never held at once
-            items = np.sort(pool.items)
-            self._held[pool.lane] = (name, items, self.read(items))
-        return self._held[pool.lane][1:]
+    def _pool(self, pool: Pool, epoch: int, taken: int) -> tuple[Items, Any]:
+        lane, name = pool.lane, (epoch, pool.first)
+        if lane not in self._held or self._held[lane].name != name:
+            self._held.pop(lane, None)  # first: where nothing is read ahead, two pools of a lane are never held at once
+            ahead = self._ahead.pop(lane, None)
+            self._held[lane] = ahead if ahead is not None and ahead.name == name else self._begin(pool, epoch)
+            self._taken[lane] = 0
+        self._taken[lane] += taken
+        # From the middle on: lanes are at different places, so that not all of them hold two pools at once.
+        if self.readers and lane not in self._ahead and 2 * self._taken[lane] >= len(pool.items):
+            following = self.order.pool_after(pool, epoch)
+            if following is not None:
+                self._ahead[lane] = self._begin(following, epoch)
+        return self._held[lane].items, self._held[lane].content()
+
+    def _begin(self, pool: Pool, epoch: int) -> _Held:
+        items = np.sort(pool.items)
+        if self.readers:
+            self._threads = self._threads or ThreadPoolExecutor(self.readers, "reader")
+            return _Held((epoch, pool.first), items, self._threads.submit(self.read, items).result)
+        held = self.read(items)
+        return _Held((epoch, pool.first), items, lambda: held)

@@ -47,17 +47,17 @@ def tokens(held: Rows, places: np.ndarray, keys: list[Key]) -> list[tuple[int, l
     ]
 
 
-def loader(path: Path, workers: int) -> StatefulDataLoader:
+def loader(path: Path, workers: int = 0, readers: int = 0) -> StatefulDataLoader:
     cells = CellStore(path)
     order = BlockOrder(cells.num_cells, batch_size=16, block=8, pool=5, lanes=4, seed=1)
     bin_counts(np.array([0, 1]), np.zeros(1), np.ones(1, np.float32), np.zeros(1, np.uint32))  # compiled before forks
-    data = PooledReads(order, cells.read_rows, tokens)
+    data = PooledReads(order, cells.read_rows, tokens, readers)
     return StatefulDataLoader(data, batch_sampler=order, collate_fn=list, num_workers=workers)
 
 
 @pytest.fixture(scope="module")
 def told(path: Path) -> list[Any]:
-    made = loader(path, 0)
+    made = loader(path)
     return [*made, *made]
 
 
@@ -75,21 +75,23 @@ def test_every_cell_once_an_epoch_with_its_own_genes(path: Path, told: list[Any]
     assert sum(first[cell] != second[cell] for cell in range(N)) > N / 2
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_gives_the_same(path: Path, told: list[Any], workers: int) -> None:
-    made = loader(path, workers)
+@pytest.mark.parametrize(("workers", "readers"), [(2, 0), (4, 0), (0, 1), (0, 4)])
+def test_any_number_of_workers_or_readers_gives_the_same(
+    path: Path, told: list[Any], workers: int, readers: int
+) -> None:
+    made = loader(path, workers, readers)
     assert [*made, *made] == told
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "readers"), [(0, 0), (2, 0), (0, 2)])
 @pytest.mark.parametrize("stop", [4, 15])
-def test_resumed_is_uninterrupted(path: Path, told: list[Any], workers: int, stop: int) -> None:
-    first = loader(path, workers)
+def test_resumed_is_uninterrupted(path: Path, told: list[Any], workers: int, readers: int, stop: int) -> None:
+    first = loader(path, workers, readers)
     assert len(first) == 15
     walk = iter(first)
     for _ in range(stop):
         next(walk)
-    second = loader(path, workers)
+    second = loader(path, workers)  # with readers or without: the order is the same
     second.load_state_dict(first.state_dict())
     rest = [*second, *second]
     assert rest[: len(told) - stop] == told[stop:]

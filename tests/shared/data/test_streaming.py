@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -180,10 +181,10 @@ def take(held: np.ndarray, places: np.ndarray, keys: list[Key]) -> list[tuple[in
     return [(int(value), key.epoch) for value, key in zip(held[places], keys, strict=True)]
 
 
-def loader(workers: int, **settings: Any) -> StatefulDataLoader:
+def loader(workers: int, readers: int = 0, **settings: Any) -> StatefulDataLoader:
     drawn = order(lanes=4, **settings)
     return StatefulDataLoader(
-        PooledReads(drawn, read, take),
+        PooledReads(drawn, read, take, readers),
         batch_sampler=drawn,
         collate_fn=list,
         num_workers=workers,
@@ -202,10 +203,17 @@ def test_what_is_loaded_does_not_depend_on_the_number_of_workers(workers: int) -
     assert [*made, *made] == expected(2)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("readers", [1, 3, 8])
+def test_what_is_loaded_does_not_depend_on_the_number_of_readers(readers: int, shuffle: bool) -> None:
+    ahead, plain = loader(0, readers, shuffle=shuffle), loader(0, shuffle=shuffle)
+    assert [*ahead, *ahead] == [*plain, *plain]
+
+
+@pytest.mark.parametrize(("workers", "readers"), [(0, 0), (0, 2), (2, 0), (2, 1)])
 @pytest.mark.parametrize("stop", [1, 13, 26])
-def test_a_loader_resumes_with_the_same_samples(workers: int, stop: int) -> None:
-    first = loader(workers)
+def test_a_loader_resumes_with_the_same_samples(workers: int, readers: int, stop: int) -> None:
+    first = loader(workers, readers)
     length = len(first)
     assert length == 26
     walk = iter(first)
@@ -244,6 +252,52 @@ def test_every_pool_is_read_once_by_one_worker(workers: int) -> None:
     assert sum(one.reads for one in reads) < len(drawn)
 
 
+@pytest.mark.parametrize("readers", [1, 3])
+def test_readers_read_every_pool_once_and_the_next_one_at_most(readers: int) -> None:
+    drawn = order(lanes=4)
+    counted = Counting()
+    made = PooledReads(drawn, counted, take, readers)
+    for keys in drawn:
+        assert made.__getitems__(keys) == [(key.index * 10, 0) for key in keys]
+        assert len(made._held) <= 4
+        assert len(made._ahead) <= 4
+    assert counted.items == Counter(range(N))
+    assert not made._ahead, "at the end of an epoch nobody knows whether there is another"
+
+
+def test_readers_read_while_batches_are_handed_out() -> None:
+    drawn = order()
+    second = threading.Event()
+    first = drawn.pool_of(next(iter(drawn))[0].index, 0)
+    following = drawn.pool_after(first, 0)
+    assert following is not None
+
+    def reading(items: np.ndarray) -> np.ndarray:
+        if set(items) == set(following.items):
+            second.set()
+        return read(items)
+
+    made = PooledReads(drawn, reading, take, readers=1)
+    batches = [keys for keys in order() if drawn.pool_of(keys[0].index, 0) == first]
+    for keys in batches[:-1]:
+        made.__getitems__(keys)
+    assert second.wait(10)
+
+
+def test_what_a_reader_stumbles_over_is_told() -> None:
+    drawn = order()
+    bad = drawn.pool_of(50, 0).items
+
+    def reading(items: np.ndarray) -> np.ndarray:
+        if set(items) == set(bad):
+            raise DataError("a chunk is damaged")
+        return read(items)
+
+    made = PooledReads(drawn, reading, take, readers=2)
+    with pytest.raises(DataError, match="a chunk is damaged"):
+        [made.__getitems__(keys) for keys in drawn]
+
+
 def test_any_items_can_be_asked_for() -> None:
     made = PooledReads(order(), read, take)
     keys = [Key(index, 1) for index in (200, 3, 3, 77)]
@@ -254,10 +308,11 @@ def test_any_items_can_be_asked_for() -> None:
 
 def test_what_travels_to_a_worker_holds_no_pool() -> None:
     drawn = order()
-    made = PooledReads(drawn, read, take)
+    made = PooledReads(drawn, read, take, readers=1)
     keys = next(iter(drawn))
     told = made.__getitems__(keys)
     sent = ForkingPickler.loads(ForkingPickler.dumps(made))
     assert not sent._held
+    assert not sent._ahead
     assert sent.order._plan is None
     assert sent.__getitems__(keys) == told
