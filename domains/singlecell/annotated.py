@@ -44,15 +44,16 @@ class Annotations:
     """Where it comes from: texts, and lists of texts."""
 
 
-def annotate(model: Any, table: CellTable, modality: str = "genes", *, projected: bool = False) -> Annotations:
+def annotate(model: Any, cells: Any, modality: str = "genes", *, projected: bool = False) -> Annotations:
     """What a model says of the cells of one file.
 
     Args:
         model: A `LoadedModel`.
-        table: Of the file, m of whose n cells can be used.
+        cells: An AnnData, the path of a file, or the table of either as of ``model.data.samples_from``.
         modality: Of the vectors.
         projected: As of `LoadedModel.embed`.
     """
+    table: CellTable = model.data.samples_from(cells)
     num_cells = table.quarantine.num_read
     said = None
     if projected or getattr(model.task, "target", None) is None:

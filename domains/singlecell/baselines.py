@@ -23,6 +23,7 @@ AT_ONCE = 20_000
 
 def baselines(
     expression: Callable[[np.ndarray], Any],
+    all_genes: Callable[[np.ndarray], Any],
     values: np.ndarray,
     train: np.ndarray,
     test: np.ndarray,
@@ -31,12 +32,13 @@ def baselines(
 ) -> dict[str, Callable[..., np.ndarray]]:
     """Each method by name; trained when it is first called.
 
-    Logistic regression (ridge for numbers) on all genes that the model knows, the same on 50 principal components, 15
-    nearest neighbours on these, and what is commonest. Called, each returns (n_test, outputs) in the form of
-    ``target.decode``; called with indices of rows, the same of those.
+    Logistic regression (ridge for numbers) on all genes of the data, the same on 50 principal components of those that
+    the model knows, 15 nearest neighbours on these, and what is commonest. Called, each returns (n_test, outputs) in
+    the form of ``target.decode``; called with indices of rows, the same of those.
 
     Args:
-        expression: Reads cells by their indices: (n, G) sparse log1p of counts per 10,000.
+        expression: Reads cells by their indices: (n, G) sparse log1p of counts per 10,000, genes that the model knows.
+        all_genes: The same of all genes of the data.
         values: (n, tasks) labels, all cells; NaN where missing.
         train: Indices of the training part, the only labels used.
         test: Indices of the test part.
@@ -69,7 +71,7 @@ def baselines(
         return predict
 
     return {
-        "logistic_genes": method(expression, lambda _: _linear(target, sparse=True)),
+        "logistic_genes": method(all_genes, lambda _: _linear(target, sparse=True)),
         "logistic_pca": method(reduced, lambda _: _linear(target, sparse=False)),
         "knn_pca": method(reduced, lambda cells: _neighbours(target, cells)),
         "commonest": method(lambda rows: np.zeros((len(rows), 1)), lambda _: _commonest(target)),

@@ -372,12 +372,10 @@ def _no_cells(path: Path) -> str:
 
 def _inside(path: Path) -> str:
     """What of a folder the user may have meant."""
-    found = sorted(child.name for child in path.iterdir() if child.suffix.lower() in ENDINGS or _is_tenx(child))
+    from polyfm.domains.singlecell.tenx import is_tenx
+
+    found = sorted(child.name for child in path.iterdir() if child.suffix.lower() in ENDINGS or is_tenx(child))
     return f"Name what is inside: {', '.join(found[:4])}" if found else "Name a file or folder that holds cells"
-
-
-def _is_tenx(child: Path) -> bool:
-    return child.is_dir() and any((child / f"matrix.mtx{gz}").is_file() for gz in ("", ".gz"))
 
 
 def _shape(element: Any) -> tuple[int, int] | None:

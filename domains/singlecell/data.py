@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from polyfm.domains.singlecell.ontology import Ontology
 from polyfm.domains.singlecell.quality import QualityControl
 from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CLS, SPECIALS, CellBlock, Genes
+from polyfm.domains.singlecell.tenx import is_tenx
 from polyfm.domains.singlecell.transforms import (
     Medians,
     ProteinScores,
@@ -31,6 +31,7 @@ from polyfm.domains.singlecell.transforms import (
     sample_genes,
     top_genes,
 )
+from polyfm.domains.singlecell.zarr_folder import is_zarr
 from polyfm.shared.data.batch import Batch, ModalityBatch, TokenIds
 from polyfm.shared.data.collate import group_ids, pack_ids, sample_key
 from polyfm.shared.data.datamodule import DataModule
@@ -153,6 +154,9 @@ class CellDataModule(DataModule):
         self.quality = QualityControl(min_genes, min_cells, max_mt)
         self.max_text_tokens, self.block, self.pool = max_text_tokens, block, pool
         self.batches = batches
+        self._all_genes: CellTable | None = None
+        self.passed_over: list[str] = []
+        """What of a folder of files was not read."""
         self.batch_names: dict[str, int] = {}
         self.vocabulary: GeneVocabulary | None = None
         self.medians = Medians(0)
@@ -168,9 +172,12 @@ class CellDataModule(DataModule):
             path: What a user named.
         """
         folder = Path(path)
-        if not folder.is_dir() or folder.suffix == ".zarr":
+        if not folder.is_dir() or is_zarr(folder) or is_tenx(folder):
             return [folder]
-        return sorted(file for file in folder.iterdir() if file.suffix in (".h5ad", ".zarr", ".h5")) or [folder]
+        inside = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+        cells = [file for file in inside if file.suffix in (".h5ad", ".zarr", ".h5") or is_tenx(file)]
+        self.passed_over = [file.name for file in inside if file not in cells] if cells else []
+        return cells or [folder]
 
     def read(self) -> Splits:
         """See `DataModule.read`. A run that starts from another one reads the genes that this knows."""
@@ -223,9 +230,11 @@ class CellDataModule(DataModule):
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""
+        others = [f"of the folder these are no cells, and are not read: {', '.join(self.passed_over)}"]
         used = {"text": "text" in self.modalities, "protein": "proteins" in self.modalities, "group": training}
         used |= {"split": self.split not in ("donor", "random")}
-        told = [f"{role} is read from {name!r}" for role, name in table.guesses.items() if used.get(role, True)]
+        told = others if self.passed_over else []
+        told += [f"{role} is read from {name!r}" for role, name in table.guesses.items() if used.get(role, True)]
         if len(table.matrices) == 1:  # the summary names the file
             name = f"{table.sources[0].path.name}: "
             return [*told, *(remark.removeprefix(name) for remark in table.remarks)]
@@ -237,6 +246,7 @@ class CellDataModule(DataModule):
         if not known and 0 < self.variable_genes < len(self.table.vocabulary):
             whole = len(self.table.vocabulary)
             looked_at = self.expression(some_of(train, LOOKED_AT, self.seed))
+            self._all_genes = self.table
             self.table = self.table.narrow(most_variable(looked_at, self.variable_genes))
             self.remarks.append(f"{self.variable_genes:,} of {whole:,} genes are kept, the most variable")
         self.vocabulary = self.table.vocabulary
@@ -253,6 +263,11 @@ class CellDataModule(DataModule):
             if self.table.groups == self.table.ids:
                 raise DataError("no column of batches was found", remedy="Name it: --data.group COLUMN")
             names = sorted({self.table.groups[i] for i in train})
+            if len(names) < 2:
+                raise DataError(
+                    f"all cells of the training part are of one batch, {names[0]!r}: there is nothing to integrate",
+                    remedy="Name the column of batches: --data.group COLUMN",
+                )
             self.batch_names = {name: number for number, name in enumerate(names)}
         if "text" in self.modalities:
             self.text_tokenizer.fit(text for i in train if (text := (self.table.text or [])[i]) is not None)
@@ -362,17 +377,21 @@ class CellDataModule(DataModule):
         Raises:
             DataError: They are none, or too few of the model's genes are in them.
         """
+        unknown = sorted(set(reading) - {*self.READING, "in_memory"})
+        if unknown:
+            known = ", ".join(self.READING)
+            raise UsageError(f"{unknown[0]!r} says nothing of how cells are read", remedy=f"Choose from: {known}")
         if isinstance(items, CellTable | CellBlock):
             return items
         if type(items).__name__ == "AnnData":
-            if items.isbacked:
-                return self.samples_from(Path(items.filename), **reading)
-            with TemporaryDirectory() as folder:
-                items.write_h5ad(Path(folder) / "cells.h5ad", convert_strings_to_categoricals=False)
-                return self.samples_from(Path(folder) / "cells.h5ad", **reading, in_memory=True)
+            from polyfm.domains.singlecell.anndata_object import read_object
+
+            held = {**reading, "in_memory": True}
+            return read_object(items, lambda path: self.samples_from(path, **held), held.get("protein", self.protein))
         if not isinstance(items, str | Path):
             raise DataError(
-                f"{type(items).__name__} is no file of cells", remedy="Give the path of an .h5ad, .zarr or 10x file"
+                f"{type(items).__name__} is no file of cells",
+                remedy="Give the path of an .h5ad, .zarr or 10x file, or one AnnData",
             )
         given = {"aliases": self.aliases, "ontology": self.ontology, "min_overlap": self.min_overlap, **reading}
         require(0 <= given["min_overlap"] <= 1, "data.min_overlap", "a share from 0 to 1", given["min_overlap"])
@@ -415,6 +434,9 @@ class CellDataModule(DataModule):
             )
         found = annotate(model, samples, modality, projected=projected)
         write_annotated(self.files(source)[0], out, found)
+        if lost := samples.quarantine.num_read - len(samples):
+            print(f"{lost:,} cells were left out and have NaN, which scanpy does not take; leave them out there, too:")
+            print(f'adata = adata[~np.isnan(adata.obsm["{VECTORS}"]).any(1)].copy()')
         vectors: np.ndarray = found.obsm[VECTORS][samples.rows]
         return vectors
 
@@ -502,24 +524,27 @@ class CellDataModule(DataModule):
         """See `DataModule.class_names`."""
         return self.table.classes
 
-    def expression(self, cells: np.ndarray) -> Any:
+    def expression(self, cells: np.ndarray, *, whole: bool = False) -> Any:
         """(n, G) sparse log1p of counts per 10,000, for simple methods. Read anew each time: all may be too many.
 
         Args:
             cells: (n,) indices.
+            whole: Also of the genes that the run did not keep as the most variable.
         """
         from scipy.sparse import csr_array
 
         items, places = np.unique(cells, return_inverse=True)
-        block = self.table.read(items)
+        table = (self._all_genes if whole else None) or self.table
+        block = table.read(items)
         values = normalise(block.indptr, block.values, block.totals) if block.counts else block.values
-        found = csr_array((values, block.genes, block.indptr), shape=(len(block), len(self.table.vocabulary)))
+        found = csr_array((values, block.genes, block.indptr), shape=(len(block), len(table.vocabulary)))
         return found if len(items) == len(cells) and (np.diff(places) > 0).all() else found[places]
 
     def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""
         train, test = self.part("train"), self.part("test")
-        return baselines(self.expression, self.table.targets, train, test, target, self.seed)
+        all_genes = partial(self.expression, whole=True)
+        return baselines(self.expression, all_genes, self.table.targets, train, test, target, self.seed)
 
     def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
         """See `DataModule.evaluate`."""

@@ -202,23 +202,28 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[dict[str, float], Panel | None]:
-    """How batches mix and types part in the space of the cells, where both are known. No label was trained on.
+    """How batches mix in the space of the cells, and types part where they are known. No label was trained on.
 
     Args:
         everything: Of the first modality, by part.
         data: Set up.
     """
     known = data.table.text if "text" in data.modalities else None
-    if data.table.groups == data.table.ids or not (data.table.classes or known):
+    if data.table.groups == data.table.ids:
         return {}, None
     rows = np.concatenate([data.part(part)[each.rows] for part, each in everything.items()])
     vectors = np.concatenate([each.pooled for each in everything.values()])
-    types = np.array([(known[i] or "") if known else str(data.table.targets[i, 0]) for i in rows])
-    labelled = ~np.isin(types, ("", "nan"))
-    rows, vectors, types = rows[labelled], vectors[labelled], types[labelled]
-    batches = np.array([data.table.groups[i] for i in rows])
-    kinds, places = (np.unique(labels, return_inverse=True)[1] for labels in (types, batches))
-    if len(rows) < FEWEST_MIXED or not 1 < len(np.unique(kinds)) < len(rows) / 4 or len(np.unique(places)) < 2:
+    kinds = None
+    if data.table.classes or known:
+        types = np.array([(known[i] or "") if known else str(data.table.targets[i, 0]) for i in rows])
+        labelled = ~np.isin(types, ("", "nan"))
+        kinds = np.unique(types[labelled], return_inverse=True)[1]
+        if 1 < len(np.unique(kinds)) < len(kinds) / 4:
+            rows, vectors = rows[labelled], vectors[labelled]
+        else:
+            kinds = None
+    places = np.unique([data.table.groups[i] for i in rows], return_inverse=True)[1]
+    if len(rows) < FEWEST_MIXED or len(np.unique(places)) < 2:
         return {}, None
     found = integration_metrics(vectors, kinds, places, seed=data.seed)
     expressed = data.expression(rows)
@@ -226,10 +231,10 @@ def integration(everything: dict[str, Embedded], data: CellDataModule) -> tuple[
     plain = TruncatedSVD(size, random_state=data.seed).fit_transform(expressed)
     other = integration_metrics(plain, kinds, places, seed=data.seed)
     lines = [[name.replace("_", " "), value, other[name]] for name, value in found.items()]
-    note = (
-        f"Of {len(rows):,} cells with a type. Each from 0 to 1, more is better: types stay apart, batches mix "
-        "(scIB's scales)."
-    )
+    what, about = " with a type", "types stay apart, batches mix (scIB's scales)."
+    if kinds is None:
+        what, about = "", "batches mix (scIB's scales). For whether types stay apart, name them: --data.label COLUMN."
+    note = f"Of {len(rows):,} cells{what}. Each from 0 to 1, more is better: {about}"
     panel = Panel(title="Integration", body=table(["measure", "this model", "PCA"], lines), note=note)
     metrics = {f"integration/{name}": value for name, value in found.items()}
     return metrics | {f"baseline/pca/integration/{name}": value for name, value in other.items()}, panel

@@ -213,19 +213,22 @@ def look(store: CellStore) -> Rows:
     n = store.num_cells
     starts = np.linspace(0, max(n - _LOOKED_CELLS, 0), _LOOKED_BLOCKS).astype(np.int64)
     rows = np.unique(starts[:, None] + np.arange(_LOOKED_CELLS))
-    indptr, _, values = store.read_rows(rows[rows < n])
-    return nonzero(indptr, values)
+    rows = rows[rows < n]
+    indptr, _, values = store.read_rows(rows)
+    return nonzero(indptr, values, rows)
 
 
-def nonzero(indptr: NDArray[np.int64], values: NDArray[Any]) -> Rows:
+def nonzero(indptr: NDArray[np.int64], values: NDArray[Any], rows: NDArray[np.int64] | None = None) -> Rows:
     """Sparse rows without stored zeros.
 
     Args:
         indptr: (n + 1,).
         values: (nnz,).
+        rows: (n,) which cells of the matrix.
     """
     keep = values != 0
-    return Rows(np.concatenate([[0], np.cumsum(keep)])[indptr].astype(np.int64), values[keep].astype(np.float64))
+    ends = np.concatenate([[0], np.cumsum(keep)])[indptr].astype(np.int64)
+    return Rows(ends, values[keep].astype(np.float64), rows)
 
 
 def _rises(indptr: NDArray[np.int64], genes: NDArray[np.int32]) -> bool:

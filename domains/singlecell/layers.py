@@ -30,6 +30,8 @@ from polyfm.shared.errors import DataError
 LARGEST_LOGARITHM = 25.0
 _WHOLE = 1e-3
 """Distance from a whole number that is rounding."""
+_NEARLY_WHOLE = 0.9
+"""Share of whole numbers from which on the others are mistakes among counts, not the other way round."""
 _TRUSTED = 100
 """Counts up to here must be found exactly; the rounding of the logarithm hides larger ones."""
 _FAR, _MEAN = 0.2, 0.05
@@ -66,6 +68,19 @@ class Rows:
     """(n + 1,)"""
     values: NDArray[np.float64]
     """(nnz,) stored values."""
+    rows: NDArray[np.int64] | None = None
+    """(n,) which cells of the matrix; None where nobody needs to know."""
+
+    def row_of(self, wrong: NDArray[np.bool_]) -> str:
+        """What messages say of the first value that is wrong.
+
+        Args:
+            wrong: (nnz,).
+        """
+        if self.rows is None or not wrong.any():
+            return ""
+        entry = int(np.flatnonzero(wrong)[0])
+        return f", row {int(self.rows[np.searchsorted(self.indptr, entry, side='right') - 1]) + 1}"
 
 
 @dataclass(frozen=True)
@@ -95,12 +110,12 @@ def kind_of(values: NDArray[np.float64]) -> Kind:
         return Kind.COUNTS
     if not np.isfinite(values).all():
         raise not_finite(values)
-    whole = bool((np.abs(values - np.rint(values)) <= _WHOLE).all())
+    whole = float((np.abs(values - np.rint(values)) <= _WHOLE).mean())
     if values.min() < 0:
-        if whole:
+        if whole == 1:
             raise negative(values)
         return Kind.SCALED
-    if whole:
+    if whole >= _NEARLY_WHOLE:  # those that are no whole numbers are refused, with their rows, when they are read
         return Kind.COUNTS
     return Kind.LOG_NORMALISED if values.max() <= LARGEST_LOGARITHM else Kind.NORMALISED
 
@@ -217,7 +232,9 @@ def find_counts(
         try:
             kinds[where] = kind_of(rows.values)
         except DataError as error:
-            raise DataError(f"{where}: {error.message}", where=path, remedy=error.remedy) from error
+            wrong = ~np.isfinite(rows.values)
+            row = rows.row_of(wrong if wrong.any() else rows.values < 0)
+            raise DataError(f"{where}{row}: {error.message}", where=path, remedy=error.remedy) from error
         if kinds[where] == Kind.COUNTS:
             said = "" if where == first else f"{first} is {kinds[first]}; counts are read from {where}"
             return Source(where, kinds[where], None, said)

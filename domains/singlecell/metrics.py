@@ -93,13 +93,13 @@ def kbet(indices: NDArray[np.integer], batches: NDArray[np.integer]) -> float:
 
 
 def integration_metrics(
-    vectors: NDArray[np.floating], types: NDArray[np.integer], batches: NDArray[np.integer], *, seed: int = 0
+    vectors: NDArray[np.floating], types: NDArray[np.integer] | None, batches: NDArray[np.integer], *, seed: int = 0
 ) -> dict[str, float]:
-    """ScIB's measures of a space, each from 0 to 1, more is better.
+    """ScIB's measures of a space, each from 0 to 1, more is better; without types iLISI and kBET alone.
 
     Args:
         vectors: (n, D).
-        types: (n,) of the cells, from 0.
+        types: (n,) of the cells, from 0; None where they are not known.
         batches: (n,) from 0, at least two.
         seed: Of clusters and of the cells drawn.
     """
@@ -108,24 +108,29 @@ def integration_metrics(
 
     if len(vectors) > MOST:
         some = np.random.default_rng(seed).choice(len(vectors), MOST, replace=False)
-        vectors, types, batches = vectors[some], types[some], batches[some]
-    kinds, types = np.unique(types, return_inverse=True)
+        vectors, types, batches = vectors[some], None if types is None else types[some], batches[some]
     places, batches = np.unique(batches, return_inverse=True)
     k = int(min(3 * PERPLEXITY, len(vectors) - 1))
     distances, indices = neighbours(vectors, k)
+    near = min(50, len(vectors) - 1)
+    mixing = {
+        "ilisi": (float(np.median(lisi(distances, indices, batches))) - 1) / max(len(places) - 1, 1),
+        "kbet": 1 - kbet(indices[:, :near], batches),
+    }
+    if types is None:
+        return mixing
+    kinds, types = np.unique(types, return_inverse=True)
     clusters = KMeans(len(kinds), n_init=10, random_state=seed).fit_predict(vectors)
     mixed = []
     for kind in range(len(kinds)):  # within a type, batches should not part
         mine = types == kind
         if 1 < len(np.unique(batches[mine])) < mine.sum():
             mixed.append(float((1 - np.abs(silhouette_samples(vectors[mine], batches[mine]))).mean()))
-    near = min(50, len(vectors) - 1)
     return {
         "silhouette_type": (float(silhouette_score(vectors, types)) + 1) / 2,
         "silhouette_batch": float(np.mean(mixed)) if mixed else float("nan"),
         "ari": float(adjusted_rand_score(types, clusters)),
         "nmi": float(normalized_mutual_info_score(types, clusters)),
-        "ilisi": (float(np.median(lisi(distances, indices, batches))) - 1) / max(len(places) - 1, 1),
         "clisi": 1 - (float(np.median(lisi(distances, indices, types))) - 1) / max(len(kinds) - 1, 1),
-        "kbet": 1 - kbet(indices[:, :near], batches),
+        **mixing,
     }

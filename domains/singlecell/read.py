@@ -18,7 +18,7 @@ in `CellTable.remarks`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -39,7 +39,7 @@ from polyfm.domains.singlecell.sample import CellBlock
 from polyfm.domains.singlecell.store import CellStore
 from polyfm.domains.singlecell.tenx import TenxFile, read_mtx
 from polyfm.shared.data.manifest import Finding, Notices, Quarantine
-from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.errors import DataError, UsageError, require
 
 GROUP_COLUMNS = (
     "donor_id", "donor", "patient_id", "patient", "individual", "subject_id", "subject", "mouse_id", "mouse.id",
@@ -237,6 +237,9 @@ def read_cells(
     """
     if scan not in SCANS:
         raise UsageError(f"scan is {scan!r}; expected one of {', '.join(SCANS)}")
+    require(limit >= 0, "data.limit", "at least 1, or 0 for all", limit)
+    for name, share in {"min_overlap": min_overlap, "coverage": coverage, "max_broken": max_broken}.items():
+        require(0 <= share <= 1, f"data.{name}", "a share from 0 to 1", share)
     quality = quality or QualityControl()
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
@@ -353,15 +356,25 @@ def _choose(
     """The columns as given or guessed; a guess must be in all files."""
     guesses: dict[str, str] = {}
 
-    def guess(role: str, given: str | None, candidates: Sequence[str], there: list[tuple[str, ...]]) -> str | None:
+    def guess(
+        role: str,
+        given: str | None,
+        candidates: Sequence[str],
+        there: list[tuple[str, ...]],
+        tells: Callable[[str], bool] = lambda name: True,
+    ) -> str | None:
         if given is not None:
             return given
         common = [name for name in there[0] if all(name in others for others in there[1:])]
         plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(common)}
-        found = next((plain[name] for name in candidates if name in plain), None)
-        if found is not None:
-            guesses[role] = found
-        return found
+        found = [plain[name] for name in candidates if name in plain]
+        if not found:
+            return None
+        guesses[role] = next((name for name in found if tells(name)), found[0])
+        return guesses[role]
+
+    def parts(name: str) -> bool:
+        return len({word for file in files for word in words_of(file.column(name))}) > 1
 
     columns = [file.columns for file in files]
     texts = (text,) if isinstance(text, str) else tuple(text or ())
@@ -374,7 +387,7 @@ def _choose(
     chosen = _Columns(
         labels,
         texts,
-        guess("group", group, GROUP_COLUMNS, columns),
+        guess("group", group, GROUP_COLUMNS, columns, parts),
         guess("split", split, SPLIT_COLUMNS, columns),
         protein or next((key for file in files for key in file.protein_keys if key.lower() in PROTEIN_KEYS), None),
     )
@@ -398,9 +411,14 @@ def _open_matrices(
         source = find_counts(readers, file.path, asked=layer, logarithm=file.logarithm)
         store = stores[source.where]
         is_dense = store.sizes() is None
-        if not store.in_memory and (store.num_bytes <= left if in_memory is None else in_memory):
-            left -= store.num_bytes
+        if not store.is_held and (store.num_bytes <= left if in_memory is None else in_memory):
             store = CellStore(file.path, source.where, in_memory=True)
+        elif store.is_held and store.num_bytes > left and not in_memory:
+            remarks.append(
+                f"{file.path.name}: {source.where} is not stored by cells: {store.num_bytes / 1e6:,.0f} MB are held in "
+                "memory; adata.X = adata.X.tocsr() makes a file that is read as it is needed"
+            )
+        left -= store.num_bytes if store.is_held else 0
         if is_dense:
             remarks.append(f"{file.path.name}: {source.where} is dense, and holds {source.kind}: zeros are left out")
         described = file.described(source.where)

@@ -87,6 +87,16 @@ class CellStore:
     def __len__(self) -> int:
         return self.num_cells
 
+    def hold(self) -> None:
+        """Have all of it in memory from now on, and wherever the store travels: the file may go."""
+        self._opened = self._source().load()
+        self._process, self.in_memory, self._given = os.getpid(), True, True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all of it is in memory; what is stored by genes is, whether asked for or not."""
+        return self._source().in_memory
+
     @property
     def num_cells(self) -> int:
         """Rows."""

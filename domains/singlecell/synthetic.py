@@ -108,8 +108,9 @@ def synthetic_cells(n: int, *, genes: int = 300, seed: int = 0) -> AnnData:
 def drawn_like(cells: AnnData, n: int, *, batches: int = 3, seed: int = 0) -> AnnData:
     """Cells drawn from the counts of others, in batches that differ.
 
-    Each takes after one of them: its counts are negative binomial around a profile that is half of that cell and half
-    of all cells of its type, times a factor per gene and batch, with that cell's library size.
+    Each takes after one of them, those of a batch after others than those of another: its counts are negative binomial
+    around a profile that is half of that cell and half of all cells of its type, times a factor per gene and batch,
+    with that cell's library size.
 
     Args:
         cells: Counts in a sparse X; their types in ``obs[LABEL]``.
@@ -125,7 +126,9 @@ def drawn_like(cells: AnnData, n: int, *, batches: int = 3, seed: int = 0) -> An
     totals, kinds = counts.sum(1), cells.obs[LABEL].to_numpy()
     shares = counts / totals[:, None]
     typical = pd.DataFrame(shares).groupby(kinds).transform("mean").to_numpy()
-    like, batch = random.integers(len(counts), size=n), np.arange(n) % batches
+    batch = np.arange(n) % batches
+    own = -(-(len(counts) - batch) // batches)  # cells that a batch takes after: each third one of three batches
+    like = batch + batches * random.integers(own)
     mean = (shares + typical)[like] * np.exp(_BATCH_SPREAD * random.standard_normal((batches, counts.shape[1])))[batch]
     mean *= (totals[like] / mean.sum(1))[:, None]
     drawn = random.negative_binomial(1 / _DISPERSION, 1 / (1 + _DISPERSION * mean))

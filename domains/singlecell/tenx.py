@@ -21,6 +21,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("h5py", "singlecell") from error
 
+MATRICES = ("matrix.mtx", "matrix.mtx.gz")
+"""How the names of matrices end; those of GEO have a prefix."""
 _BANNER = "%%matrixmarket matrix coordinate"
 _SHORTEST_LINE = 6
 """Bytes of ``1 1 1`` and its end."""
@@ -65,6 +67,15 @@ class TenxFile(CellFile):
         return list(self.genes), {name: list(cells) for name, cells in self.others.items()}
 
 
+def is_tenx(path: Path) -> bool:
+    """Whether this is a folder with a matrix in it.
+
+    Args:
+        path: Anything.
+    """
+    return path.is_dir() and any(child.name.lower().endswith(MATRICES) for child in path.iterdir())
+
+
 def find_mtx(folder: Path) -> MtxFiles | None:
     """The files of a 10x folder; those of GEO have a prefix in common.
 
@@ -74,7 +85,7 @@ def find_mtx(folder: Path) -> MtxFiles | None:
     Raises:
         DataError: A matrix is there, but not what belongs to it, or several are.
     """
-    found = sorted(child for child in folder.iterdir() if child.name.lower().endswith(("matrix.mtx", "matrix.mtx.gz")))
+    found = sorted(child for child in folder.iterdir() if child.name.lower().endswith(MATRICES))
     if not found:
         return None
     plain = [path for path in found if path.name.lower().removesuffix(".gz") == "matrix.mtx"]

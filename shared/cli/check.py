@@ -77,7 +77,7 @@ def check(recipe: Any, size: str, flags: Sequence[str], init_from: str = "") -> 
     data, task, train = cli.datamodule, cli.model, prepare(cli)
     lines = [f"{recipe.name}, size {size}", *data.summary()]
     if data.quarantine.num_read >= ROWS:
-        lines.append(f"  of the first {ROWS:,} rows only; fit reads them all")
+        lines.append(f"  of the first {ROWS:,} rows only; fit reads them all, and its parts are others")
     batch = batch_of(data, train[:SAMPLES])
     for name, rows in batch.modalities.items():
         shapes = ", ".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +56,20 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(self.what, total=total)
         self._bar.update(self._task, completed=done)
+
+    def over(self, batches: Iterable[Sized], total: int) -> Iterator[Any]:
+        """The same batches, while the bar shows how many items have gone by.
+
+        Args:
+            batches: Of items.
+            total: Items of all of them.
+        """
+        done = 0
+        with self:
+            for batch in batches:
+                yield batch
+                done += len(batch)
+                self.update(done, total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

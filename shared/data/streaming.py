@@ -55,9 +55,9 @@ class BlockOrder(Passes):
     same, and their sizes differ by at most one. The blocks are drawn in an order, laid end to end and cut into as many
     parts as there are ranks times lanes; a part is cut into pools, a pool is shuffled and cut into batches.
 
-    Batch i belongs to lane i mod ``lanes``, and a loader gives batch i to worker i mod workers. So where the number of
-    workers divides that of lanes, a pool is read by one worker only; the order is the same with any number. Pools of
-    different lanes begin at different times, so that workers do not all read at once.
+    Batch i belongs to lane i mod ``lanes``. Pools of different lanes begin at different times, so that they need not be
+    read at once. A loader of several processes gives batch i to process i mod their number: where that divides the
+    number of lanes, a pool is read by one of them only. The order is the same whoever reads.
 
     In order (validation, test), batches follow the items, and each is a pool of its own.
 
@@ -245,7 +245,6 @@ class PooledReads(Dataset[Any]):
         self.order, self.read, self.take, self.readers = order, read, take, readers
         self._held: dict[int, _Held] = {}
         self._ahead: dict[int, _Held] = {}
-        self._taken: dict[int, int] = {}
         self._threads: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -253,7 +252,7 @@ class PooledReads(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pools."""
-        return {**self.__dict__, "_held": {}, "_ahead": {}, "_taken": {}, "_threads": None}
+        return {**self.__dict__, "_held": {}, "_ahead": {}, "_threads": None}
 
     def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])[0]
@@ -261,27 +260,29 @@ class PooledReads(Dataset[Any]):
     def __getitems__(self, keys: list[Key]) -> Any:
         """The samples of a batch, in the order of its keys."""
         wanted = np.array([key.index for key in keys], np.int64)
-        items, held = self._pool(self.order.pool_of(int(wanted[0]), keys[0].epoch), keys[0].epoch, len(keys))
+        pool = self.order.pool_of(int(wanted[0]), keys[0].epoch)
+        items, held = self._pool(pool, keys[0].epoch)
+        self._read_ahead(pool, keys[0].epoch, int(np.argmax(pool.items == wanted[0])) + len(keys))
         places = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
         if not np.array_equal(items[places], wanted):  # no batch of the order
             items, places = np.unique(wanted, return_inverse=True)
             held = self.read(items)
         return self.take(held, places, keys)
 
-    def _pool(self, pool: Pool, epoch: int, taken: int) -> tuple[Items, Any]:
+    def _pool(self, pool: Pool, epoch: int) -> tuple[Items, Any]:
         lane, name = pool.lane, (epoch, pool.first)
         if lane not in self._held or self._held[lane].name != name:
             self._held.pop(lane, None)  # first: where nothing is read ahead, two pools of a lane are never held at once
             ahead = self._ahead.pop(lane, None)
             self._held[lane] = ahead if ahead is not None and ahead.name == name else self._begin(pool, epoch)
-            self._taken[lane] = 0
-        self._taken[lane] += taken
+        return self._held[lane].items, self._held[lane].content()
+
+    def _read_ahead(self, pool: Pool, epoch: int, taken: int) -> None:
         # From the middle on: lanes are at different places, so that not all of them hold two pools at once.
-        if self.readers and lane not in self._ahead and 2 * self._taken[lane] >= len(pool.items):
+        if self.readers and pool.lane not in self._ahead and 2 * taken >= len(pool.items):
             following = self.order.pool_after(pool, epoch)
             if following is not None:
-                self._ahead[lane] = self._begin(following, epoch)
-        return self._held[lane].items, self._held[lane].content()
+                self._ahead[pool.lane] = self._begin(following, epoch)
 
     def _begin(self, pool: Pool, epoch: int) -> _Held:
         items = np.sort(pool.items)

@@ -15,6 +15,7 @@ import torch
 
 from polyfm.shared.data.batch import Batch
 from polyfm.shared.data.datamodule import DataModule
+from polyfm.shared.data.progress import Progress
 from polyfm.shared.errors import DataError, UsageError
 from polyfm.shared.training.checkpoint import fitting, read_checkpoint
 from polyfm.shared.training.run_folder import RunFolder
@@ -64,7 +65,9 @@ class LoadedModel:
             raise DataError(
                 f"there is no file {items!r}", remedy=f"Check the path, or give items themselves as a list: [{items!r}]"
             )
-        return (batch.to(self.task.device) for batch in self.data.batches_from(items, **reading))
+        samples = self.data.samples_from(items, **reading)
+        batches = (batch.to(self.task.device) for batch in self.data.batches_from(samples))
+        return Progress("items").over(batches, len(samples))
 
     def modality_of(self, batch: Batch) -> str:
         """The first of the model's modalities that any item of a batch has.

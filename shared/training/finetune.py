@@ -90,7 +90,7 @@ class FinetuneTask(L.LightningModule):
             data: Set up.
         """
         values = data.target_values(data.part("train"))
-        target = fit_target(self.kind, data.target_names(), values, data.class_names())
+        target = fit_target(self.kind, data.target_names(), values, data.class_names(), data.LABELS)
         with torch.random.fork_rng(devices=[]):  # the head is the seed's, whatever was drawn while reading
             torch.manual_seed(zlib.crc32(f"head/{data.seed}".encode()))
             self.set_target(target)

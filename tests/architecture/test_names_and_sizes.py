@@ -48,6 +48,7 @@ SCIENCE = {
         "vectors.py",
     },
     "singlecell": {
+        "anndata_object.py",
         "anndata_strings.py",
         "annotated.py",
         "annotations.py",

@@ -27,7 +27,9 @@ def require_labels(names: list[str], option: str = "data.targets") -> None:
         raise DataError("no label column is given", remedy=f"Name one: --{option} COLUMN (several: [A,B])")
 
 
-def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[str] | None = None) -> Target:
+def fit_target(
+    kind: str, names: list[str], values: np.ndarray, classes: list[str] | None = None, option: str = "data.targets"
+) -> Target:
     """The target for training labels.
 
     Args:
@@ -36,8 +38,9 @@ def fit_target(kind: str, names: list[str], values: np.ndarray, classes: list[st
         names: Of the label columns.
         values: (n, tasks), NaN where missing.
         classes: Their names, where the data have them (`DataModule.class_names`).
+        option: By which a user names them.
     """
-    require_labels(names)
+    require_labels(names, option)
     if kind != "auto" and kind not in KINDS:
         raise RecipeError(f"there is no kind {kind!r}", where="model.kind", remedy=f"Known: auto, {', '.join(KINDS)}")
     if np.isnan(values).all():

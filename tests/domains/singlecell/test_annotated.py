@@ -7,6 +7,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy
 
@@ -15,6 +16,7 @@ from polyfm.domains.singlecell.annotated import add, annotate
 from polyfm.domains.singlecell.synthetic import synthetic_cells, write_synthetic
 from polyfm.shared.backbones.encoder import Encoder
 from polyfm.shared.cli.main import main
+from polyfm.shared.errors import DataError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 TINY = """\
@@ -112,6 +114,57 @@ def test_in_memory(annotator: Path) -> None:
     assert cells.obsm["X_polyfm"].shape == (20, 16)
     assert cells.obs["polyfm_label"].notna().all()
     np.testing.assert_allclose(model.embed(synthetic_cells(20)), cells.obsm["X_polyfm"], atol=1e-5)
+
+
+def test_an_anndata_needs_no_file_and_nothing_but_its_cells(annotator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session has gathered in it (objects, mixed columns, numbers for names) does not matter."""
+    monkeypatch.setattr(
+        "polyfm.domains.singlecell.read._MOST_SCANNED", 5
+    )  # so that values are looked at when they are read
+    model = polyfm.load(annotator)
+    cells = synthetic_cells(20)
+    cells.uns["tool"] = object()
+    cells.obs["mixed"] = pd.Series([1, "a", None, 2.5] * 5, index=cells.obs_names, dtype=object)
+    for key in list(cells.obsm):
+        del cells.obsm[key]
+    cells.obs.index = pd.RangeIndex(20)
+    found = annotate(model, cells)
+    assert np.isfinite(found.obsm["X_polyfm"]).all()
+    add(cells, found)
+    assert cells.obs["polyfm_label"].notna().all()
+
+
+def test_part_of_a_file_is_not_taken_for_all_of_it(annotator: Path, cells: Path) -> None:
+    model = polyfm.load(annotator)
+    backed = anndata.read_h5ad(cells, backed="r")
+    assert len(model.embed(backed)) == 29
+    with pytest.raises(UsageError, match="not in memory") as told:
+        model.embed(backed[:10])
+    assert "to_memory" in told.value.remedy
+    assert len(model.embed(backed[:10].to_memory())) == 9  # the eighth is empty
+
+
+def test_wrong_ways_to_give_cells(annotator: Path, cells: Path) -> None:
+    model = polyfm.load(annotator)
+    with pytest.raises(UsageError, match="'layr'"):
+        model.embed(str(cells), layr="X")
+    with pytest.raises(DataError, match="list is no file of cells") as told:
+        model.embed([synthetic_cells(3)])
+    assert "AnnData" in told.value.remedy
+    scaled = synthetic_cells(20)
+    scanpy.pp.normalize_total(scaled)
+    scanpy.pp.log1p(scaled)
+    scanpy.pp.scale(scaled)
+    with pytest.raises(DataError, match="scaled") as told:
+        model.embed(scaled)
+    assert told.value.where == "the AnnData"
+
+
+def test_cells_that_were_left_out_are_told_of(
+    annotator: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embed", str(annotator), str(cells), "--out", str(tmp_path / "out.h5ad")]) == 0
+    assert "1 cells were left out" in capsys.readouterr().out
 
 
 def test_numbers_are_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -343,6 +343,30 @@ class TestLoader:
         assert [file.name for file in data.source_files()] == ["a.h5ad", "b.h5ad"]
 
 
+def test_a_folder_may_hold_10x_folders_and_what_is_no_cells_is_named(make: Make, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, n=30)
+    write_synthetic(tmp_path, kind="mtx.gz", n=40, seed=1)
+    (tmp_path / "notes.txt").write_text("of the day")
+    data = make(path=tmp_path)
+    assert len(data.table) == 70
+    assert any("not read: notes.txt" in line for line in data.summary())
+
+
+def test_batches_that_are_one_are_refused(make: Make, tmp_path: Path) -> None:
+    cells = synthetic_cells(40)
+    cells.obs["tissue"] = "blood"
+    cells.write_h5ad(tmp_path / "one.h5ad")
+    with pytest.raises(DataError, match="'blood': there is nothing to integrate"):
+        make(path=tmp_path / "one.h5ad", batches=True, group="tissue", split="random")
+
+
+def test_logistic_regression_has_all_genes_whatever_the_model_keeps(make: Make) -> None:
+    data = make(variable_genes=10, label=["cell_type"])
+    cells = data.part("test")
+    assert data.expression(cells).shape[1] == 10
+    assert data.expression(cells, whole=True).shape[1] == 300
+
+
 def test_labels_are_classes_and_baselines_stand_beside(make: Make) -> None:
     from polyfm.shared.training.targets.kinds import fit_target
 
@@ -369,5 +393,7 @@ def test_fewer_labelled_cells_than_neighbours_are_enough_for_baselines(make: Mak
     few = train[np.unique(data.target_values(train)[:, 0], return_index=True)[1]]
     assert len(few) < NEIGHBOURS
     target = fit_target("auto", data.target_names(), data.target_values(few), data.class_names())
-    for method in baselines(data.expression, data.table.targets, few, data.part("test"), target, 0).values():
+    for method in baselines(
+        data.expression, data.expression, data.table.targets, few, data.part("test"), target, 0
+    ).values():
         assert np.isfinite(method()).all()

@@ -67,3 +67,5 @@ def test_a_good_space_has_high_marks_and_a_bad_one_low() -> None:
     for name in high:
         assert high[name] > low[name] + 0.2, name
     assert (high["ari"], high["nmi"]) == (1.0, 1.0)
+    mixing = integration_metrics(good, None, batches)
+    assert mixing == {name: high[name] for name in ("ilisi", "kbet")}

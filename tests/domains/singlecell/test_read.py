@@ -15,7 +15,7 @@ from polyfm.domains.singlecell.layers import Kind
 from polyfm.domains.singlecell.read import CellTable, read_cells
 from polyfm.domains.singlecell.sample import CellBlock
 from polyfm.domains.singlecell.synthetic import KINDS, PROTEINS, synthetic_cells, write_synthetic
-from polyfm.shared.errors import DataError, UsageError
+from polyfm.shared.errors import DataError, RecipeError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -183,6 +183,60 @@ def test_counts_are_found_and_said(place: str, tmp_path: Path) -> None:
     assert f"c.h5ad: {said}" in table.remarks
     assert table.kind == Kind.COUNTS
     np.testing.assert_array_equal(dense(everything(table), 300), truth)
+
+
+@pytest.mark.parametrize(
+    ("value", "row", "message"),
+    [
+        (np.nan, 33, "some values are NaN"),
+        (np.inf, 12, "some values are infinite"),
+        (-2, 40, "negative counts, down to -2"),
+        (0.5, 50, "1 values among counts are no whole numbers, such as 0.5"),
+    ],
+)
+def test_a_bad_value_is_told_with_its_row(value: float, row: int, message: str, tmp_path: Path) -> None:
+    cells = synthetic_cells(60)
+    counts = cells.X.tolil()
+    counts[row, 3] = value
+    path = save(
+        anndata.AnnData(counts.tocsr().astype(np.float32), obs=cells.obs[[]], var=cells.var), tmp_path / "b.h5ad"
+    )
+    with pytest.raises(DataError, match=f"X, row {row + 1}: .*{message}"):
+        read_cells(path)
+
+
+def test_a_column_that_parts_no_cells_is_not_guessed_for_groups(tmp_path: Path) -> None:
+    cells = synthetic_cells(30)
+    cells.obs = pd.DataFrame({"donor": "one", "library": ["a", "b", "c"] * 10}, index=cells.obs_names)
+    assert read_cells(save(cells, tmp_path / "some.h5ad")).guesses["group"] == "library"
+    cells.obs["library"] = "all"
+    assert read_cells(save(cells, tmp_path / "none.h5ad")).guesses["group"] == "donor"
+
+
+@pytest.mark.parametrize("wrong", [{"limit": -1}, {"min_overlap": 50}, {"coverage": -0.1}, {"max_broken": 2}])
+def test_numbers_outside_their_range_are_refused(wrong: dict[str, float], tmp_path: Path) -> None:
+    path = write_synthetic(tmp_path, n=20)
+    with pytest.raises(RecipeError, match="expected"):
+        read_cells(path, **wrong)
+
+
+def test_matrices_are_held_until_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_synthetic(tmp_path / str(i), n=20, seed=i) for i in range(2)]
+    one = read_cells(paths[0]).matrices[0].store
+    assert one.is_held
+    assert one.num_bytes == 8 * one.sizes().sum()
+    monkeypatch.setattr("polyfm.domains.singlecell.read._IN_MEMORY_BYTES", one.num_bytes)
+    first, second = (matrix.store for matrix in read_cells(paths).matrices)
+    assert first.is_held
+    assert not second.is_held
+    cells = synthetic_cells(20)
+    cells.X = cells.X.tocsc()
+    by_genes = save(cells, tmp_path / "by_genes.h5ad")
+    assert not any("not stored by cells" in remark for remark in read_cells(by_genes).remarks)
+    monkeypatch.setattr("polyfm.domains.singlecell.read._IN_MEMORY_BYTES", 10)
+    table = read_cells(by_genes)
+    assert table.matrices[0].store.is_held
+    assert any("X is not stored by cells" in remark for remark in table.remarks)
 
 
 def test_empty_cells_are_quarantined(tmp_path: Path) -> None:
