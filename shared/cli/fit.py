@@ -27,8 +27,8 @@ OUT = "POLYFM_OUT"
 
 EPILOG = """options of the recipe (any key of its YAML):
   --data.path FILE            what to read
-  --data.targets COLUMN       what to predict, in fine-tuning; several: --data.targets [A,B]
-  --data.batch_size N         samples in a step          --data.num_workers N   loaders beside
+  --data.targets COLUMN       what to predict, in fine-tuning; several: --data.targets [A,B]; of cells: --data.label
+  --data.batch_size N         samples in a step          --data.num_workers N   processes or threads that load
   --data.split NAME           how to split; the domain's README lists the names
   --trainer.max_epochs N      passes over the data       --trainer.max_time 00:00:30:00
   --trainer.precision bf16-mixed                         --trainer.accelerator cpu
