@@ -227,7 +227,8 @@ WAYS: dict[str, tuple[Callable[[Path, int], Iterator[Any]], int, int]] = {
 """By name: what makes batches, its workers, and how many batches are enough (0: an epoch)."""
 
 
-OURS = ("polyfm", "polyfm with zlib", "polyfm fit", "CellStore")
+WITH_THREADS = ("polyfm", "polyfm with zlib", "polyfm fit")
+OURS = (*WITH_THREADS, "CellStore")
 
 
 def load(way: str, path: str) -> dict[str, float]:
@@ -309,7 +310,7 @@ def compare(path: Path, rounds: int) -> list[str]:
             f"| {way} | {1 / np.median(cpu[way]):,.0f} | {1 / np.median(wall[way]):,.0f} | {memory:,.0f} "
             f"| {ratios[0]} | {ratios[1]} |"
         )
-    faster = {way: harness.ratio(wall[way], wall[f"{way}, 2 workers"]) for way in OURS[:3] if way in wall}
+    faster = {way: harness.ratio(wall[way], wall[f"{way}, 2 workers"]) for way in WITH_THREADS if way in wall}
     return [
         *lines,
         "",

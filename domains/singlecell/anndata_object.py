@@ -20,12 +20,12 @@ except ImportError as error:
 HERE = "the AnnData"
 
 
-def read_object(cells: Any, read: Callable[[Path], Any], protein: str = "") -> CellTable:
+def read_object(cells: Any, read: Callable[..., Any], protein: str = "") -> CellTable:
     """The table of an AnnData.
 
     Args:
         cells: An AnnData.
-        read: Reads a file, and is done with it when its matrices are held.
+        read: Reads a file; with ``in_memory=True`` it holds the matrices.
         protein: Entry of ``obsm`` that is needed, besides those known by name.
 
     Raises:
@@ -56,9 +56,14 @@ def read_object(cells: Any, read: Callable[[Path], Any], protein: str = "") -> C
         try:
             copy.write_h5ad(path, convert_strings_to_categoricals=False)
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise DataError(f"it cannot be read ({str(error).partition(chr(10))[0][:200]})", where=HERE) from error
+            short = str(error).partition("\n")[0][:200]
+            raise DataError(
+                f"its matrices or columns cannot be written ({short})",
+                where=HERE,
+                remedy="adata.write_h5ad(FILE) says which; drop it, or give FILE",
+            ) from error
         try:
-            table = read(path)
+            table = read(path, in_memory=True)
         except DataError as error:
             error.where = HERE if str(error.where) == str(path) else error.where
             raise

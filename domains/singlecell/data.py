@@ -154,9 +154,6 @@ class CellDataModule(DataModule):
         self.quality = QualityControl(min_genes, min_cells, max_mt)
         self.max_text_tokens, self.block, self.pool = max_text_tokens, block, pool
         self.batches = batches
-        self._all_genes: CellTable | None = None
-        self.passed_over: list[str] = []
-        """What of a folder of files was not read."""
         self.batch_names: dict[str, int] = {}
         self.vocabulary: GeneVocabulary | None = None
         self.medians = Medians(0)
@@ -171,13 +168,7 @@ class CellDataModule(DataModule):
         Args:
             path: What a user named.
         """
-        folder = Path(path)
-        if not folder.is_dir() or is_zarr(folder) or is_tenx(folder):
-            return [folder]
-        inside = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        cells = [file for file in inside if file.suffix in (".h5ad", ".zarr", ".h5") or is_tenx(file)]
-        self.passed_over = [file.name for file in inside if file not in cells] if cells else []
-        return cells or [folder]
+        return corpus(Path(path))[0]
 
     def read(self) -> Splits:
         """See `DataModule.read`. A run that starts from another one reads the genes that this knows."""
@@ -230,10 +221,10 @@ class CellDataModule(DataModule):
 
     def _announced(self, table: CellTable, *, training: bool = False) -> list[str]:
         """What was guessed and found, of what this run makes use of."""
-        others = [f"of the folder these are no cells, and are not read: {', '.join(self.passed_over)}"]
         used = {"text": "text" in self.modalities, "protein": "proteins" in self.modalities, "group": training}
         used |= {"split": self.split not in ("donor", "random")}
-        told = others if self.passed_over else []
+        passed_over = corpus(Path(self.source))[1]
+        told = [f"of the folder these are not read: {', '.join(passed_over)}"] if passed_over else []
         told += [f"{role} is read from {name!r}" for role, name in table.guesses.items() if used.get(role, True)]
         if len(table.matrices) == 1:  # the summary names the file
             name = f"{table.sources[0].path.name}: "
@@ -246,7 +237,6 @@ class CellDataModule(DataModule):
         if not known and 0 < self.variable_genes < len(self.table.vocabulary):
             whole = len(self.table.vocabulary)
             looked_at = self.expression(some_of(train, LOOKED_AT, self.seed))
-            self._all_genes = self.table
             self.table = self.table.narrow(most_variable(looked_at, self.variable_genes))
             self.remarks.append(f"{self.variable_genes:,} of {whole:,} genes are kept, the most variable")
         self.vocabulary = self.table.vocabulary
@@ -386,8 +376,7 @@ class CellDataModule(DataModule):
         if type(items).__name__ == "AnnData":
             from polyfm.domains.singlecell.anndata_object import read_object
 
-            held = {**reading, "in_memory": True}
-            return read_object(items, lambda path: self.samples_from(path, **held), held.get("protein", self.protein))
+            return read_object(items, partial(self.samples_from, **reading), reading.get("protein", self.protein))
         if not isinstance(items, str | Path):
             raise DataError(
                 f"{type(items).__name__} is no file of cells",
@@ -413,7 +402,8 @@ class CellDataModule(DataModule):
         if self.proteins.names and table.proteins is not None:
             table = table.choose_proteins(self.proteins.names)
         self.quarantine, self.notices = table.quarantine, table.notices
-        self.source, self.remarks = str(items), self._announced(table)
+        self.source = str(items)
+        self.remarks = self._announced(table)
         return table
 
     def ids_of(self, samples: Any) -> list[str]:
@@ -435,8 +425,10 @@ class CellDataModule(DataModule):
         found = annotate(model, samples, modality, projected=projected)
         write_annotated(self.files(source)[0], out, found)
         if lost := samples.quarantine.num_read - len(samples):
-            print(f"{lost:,} cells were left out and have NaN, which scanpy does not take; leave them out there, too:")
-            print(f'adata = adata[~np.isnan(adata.obsm["{VECTORS}"]).any(1)].copy()')
+            self.remarks.append(
+                f"cells that were left out ({lost:,}) have NaN, which scanpy does not take; leave them out there, too: "
+                f"adata = adata[~np.isnan(adata.obsm[{VECTORS!r}]).any(1)].copy()"
+            )
         vectors: np.ndarray = found.obsm[VECTORS][samples.rows]
         return vectors
 
@@ -524,17 +516,17 @@ class CellDataModule(DataModule):
         """See `DataModule.class_names`."""
         return self.table.classes
 
-    def expression(self, cells: np.ndarray, *, whole: bool = False) -> Any:
+    def expression(self, cells: np.ndarray, table: CellTable | None = None) -> Any:
         """(n, G) sparse log1p of counts per 10,000, for simple methods. Read anew each time: all may be too many.
 
         Args:
             cells: (n,) indices.
-            whole: Also of the genes that the run did not keep as the most variable.
+            table: The same cells with other genes; this run's own by default.
         """
         from scipy.sparse import csr_array
 
         items, places = np.unique(cells, return_inverse=True)
-        table = (self._all_genes if whole else None) or self.table
+        table = table or self.table
         block = table.read(items)
         values = normalise(block.indptr, block.values, block.totals) if block.counts else block.values
         found = csr_array((values, block.genes, block.indptr), shape=(len(block), len(table.vocabulary)))
@@ -543,7 +535,7 @@ class CellDataModule(DataModule):
     def baselines(self, target: Any) -> dict[str, Callable[..., np.ndarray]]:
         """See `DataModule.baselines`."""
         train, test = self.part("train"), self.part("test")
-        all_genes = partial(self.expression, whole=True)
+        all_genes = partial(self.expression, table=self.table.widen())
         return baselines(self.expression, all_genes, self.table.targets, train, test, target, self.seed)
 
     def evaluate(self, task: Any) -> tuple[dict[str, float], list[Any]]:
@@ -556,6 +548,28 @@ class CellDataModule(DataModule):
         """See `DataModule.source_files`."""
         found = [inner for file in self.files(self.path) for inner in (sorted(file.rglob("*")) or [file])]
         return [file for file in found if file.is_file()]
+
+
+def corpus(path: Path) -> tuple[list[Path], list[str]]:
+    """The files and folders of cells that a path means, and the names of what else is in the folder.
+
+    A folder of 10x is none of a corpus beside its own .h5, which holds the same; nor are raw droplets beside those of
+    them that Cell Ranger kept as cells.
+
+    Args:
+        path: A file of cells, a folder that is one itself, or a folder of files.
+    """
+    if not path.is_dir() or is_zarr(path):
+        return [path], []
+    inside = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    files = [child for child in inside if child.suffix in (".h5ad", ".zarr", ".h5")]
+    if not files and is_tenx(path):
+        return [path], []
+    folders = [child for child in inside if child not in files and is_tenx(child)]
+    files += [folder for folder in folders if folder.with_name(f"{folder.name}.h5") not in files]
+    kept = {file.name for file in files}
+    files = [file for file in files if file.name.replace("raw_", "filtered_", 1) not in kept - {file.name}]
+    return sorted(files) or [path], [child.name for child in inside if child not in files] if files else []
 
 
 def _taken(shuffle: bool, held: CellBlock, places: np.ndarray, keys: list[Key]) -> CellBlock:

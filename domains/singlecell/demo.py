@@ -73,7 +73,8 @@ def run(out: Path, *, seconds: int = 0) -> None:
     cells.obs["split"] = random_split(list(cells.obs_names), FRACTIONS, seed=0)
     cells.write_h5ad(real, convert_strings_to_categoricals=False)
     draw(real).write_h5ad(drawn, compression="gzip")
-    print(f"1/3  Pre-training on {DRAWN:,} cells drawn from 490 of scanpy's 700 of blood, for {seconds} s\n")
+    parents = (cells.obs["split"] != "test").sum()
+    print(f"1/3  Pre-training on {DRAWN:,} cells drawn from {parents} of scanpy's {len(cells)}, for {seconds} s\n")
     scmmgpt = find_recipe("singlecell/scmmgpt")
     flags = [f"--data.path={drawn}", f"--data.text=[{TEXT}]", f"--data.label=[{LABEL}]", "--data.group=batch"]
     flags += ["--data.split=split", f"--data.max_genes={MOST_GENES}"]

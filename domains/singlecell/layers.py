@@ -110,14 +110,19 @@ def kind_of(values: NDArray[np.float64]) -> Kind:
         return Kind.COUNTS
     if not np.isfinite(values).all():
         raise not_finite(values)
-    whole = float((np.abs(values - np.rint(values)) <= _WHOLE).mean())
+    whole = bool(_whole(values).all())
     if values.min() < 0:
-        if whole == 1:
+        if whole:
             raise negative(values)
         return Kind.SCALED
-    if whole >= _NEARLY_WHOLE:  # those that are no whole numbers are refused, with their rows, when they are read
+    if whole:
         return Kind.COUNTS
     return Kind.LOG_NORMALISED if values.max() <= LARGEST_LOGARITHM else Kind.NORMALISED
+
+
+def _whole(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    near: NDArray[np.bool_] = np.abs(values - np.rint(values)) <= _WHOLE
+    return near
 
 
 def not_finite(values: NDArray[np.floating]) -> DataError:
@@ -238,6 +243,9 @@ def find_counts(
         if kinds[where] == Kind.COUNTS:
             said = "" if where == first else f"{first} is {kinds[first]}; counts are read from {where}"
             return Source(where, kinds[where], None, said)
+    for where, kind in kinds.items():
+        if kind != Kind.SCALED and _whole(looked[where].values).mean() >= _NEARLY_WHOLE:
+            return Source(where, Kind.COUNTS, None, "")  # the others are refused, with their row, when they are read
     for where, kind in kinds.items():
         if kind != Kind.SCALED and (undo := _undone(kind, looked[where], logarithm)) is not None:
             how = f"undoing {undo} and the" if undo else "undoing the"

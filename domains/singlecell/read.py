@@ -72,6 +72,8 @@ class CellTable:
     """(n,) row in that file, from 0."""
     matrices: list[Expression]
     """One per file; `Expression.store` is its `CellStore`."""
+    names: list[GeneNames]
+    """One per file: what its genes are called."""
     vocabulary: GeneVocabulary
     """The genes that ids mean."""
     kind: Kind
@@ -134,6 +136,13 @@ class CellTable:
         for matrix in matrices:
             matrix.number(place[matrix.ids[matrix.is_gene]])
         return replace(self, matrices=matrices, vocabulary=self.vocabulary.select(keep))
+
+    def widen(self) -> CellTable:
+        """The same cells with all genes that their files have, whatever a model knows; nothing is read again."""
+        vocabulary = GeneVocabulary.build(self.names, aliases=self.vocabulary.aliases)
+        matrices = [copy.copy(matrix) for matrix in self.matrices]
+        _number(matrices, self.names, vocabulary, 0.0, [])
+        return replace(self, matrices=matrices, vocabulary=vocabulary)
 
     @property
     def sources(self) -> list[CellStore]:
@@ -225,7 +234,7 @@ def read_cells(
         ontology: Defines what the columns of texts name.
         min_overlap: Smallest share of genes that a file and the vocabulary, or the files before it, have in common.
         quality: Limits; none unless given.
-        in_memory: Hold the matrices in memory; unless given, small ones.
+        in_memory: Hold the matrices in memory; unless given, until they are 256 MiB together, decompressed.
         scan: "full" looks at every value before anything else, "sample" at some blocks, the rest when it is read;
             "auto" is full up to half a million cells.
         max_broken: Largest share of cells without counts to accept, 0 to 1.
@@ -326,6 +335,7 @@ def read_cells(
         files=of_file,
         rows=rows,
         matrices=matrices,
+        names=names,
         vocabulary=vocabulary,
         kind=matrices[0].source.kind,
         target_names=asked.label,
@@ -373,7 +383,7 @@ def _choose(
         guesses[role] = next((name for name in found if tells(name)), found[0])
         return guesses[role]
 
-    def parts(name: str) -> bool:
+    def parts_cells(name: str) -> bool:
         return len({word for file in files for word in words_of(file.column(name))}) > 1
 
     columns = [file.columns for file in files]
@@ -387,7 +397,7 @@ def _choose(
     chosen = _Columns(
         labels,
         texts,
-        guess("group", group, GROUP_COLUMNS, columns, parts),
+        guess("group", group, GROUP_COLUMNS, columns, parts_cells),
         guess("split", split, SPLIT_COLUMNS, columns),
         protein or next((key for file in files for key in file.protein_keys if key.lower() in PROTEIN_KEYS), None),
     )

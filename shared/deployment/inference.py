@@ -67,7 +67,7 @@ class LoadedModel:
             )
         samples = self.data.samples_from(items, **reading)
         batches = (batch.to(self.task.device) for batch in self.data.batches_from(samples))
-        return Progress("items").over(batches, len(samples))
+        return Progress("encoding").over(batches, len(samples))
 
     def modality_of(self, batch: Batch) -> str:
         """The first of the model's modalities that any item of a batch has.
@@ -91,7 +91,7 @@ class LoadedModel:
         Returns:
             (n, D) float32; NaN rows for items that lack the modality.
         """
-        self._check(modality)
+        self._require_modality(modality)
         batches = self.batches(items, **reading)
         first = list(itertools.islice(batches, 1))
         name = modality or (self.modality_of(first[0]) if first else self.modalities[0])
@@ -111,7 +111,7 @@ class LoadedModel:
         return _joined(parts, encoder.width)
 
     @torch.inference_mode()
-    def predict(self, items: Any, vectors_of: str = "", **reading: Any) -> Predictions:
+    def predict(self, items: Any, *, vectors_of: str = "", **reading: Any) -> Predictions:
         """Predictions of a fine-tuned model, in the items' order.
 
         Args:
@@ -126,7 +126,7 @@ class LoadedModel:
                 where=self.folder.path,
                 remedy="Fine-tune it first, or use `polyfm embed`",
             )
-        self._check(vectors_of)
+        self._require_modality(vectors_of)
         ids: list[str] = []
         parts, vectors = [], []
         for batch in self.batches(items, **reading):
@@ -148,7 +148,7 @@ class LoadedModel:
             vectors=_joined(vectors, width) if vectors_of else None,
         )
 
-    def _check(self, modality: str) -> None:
+    def _require_modality(self, modality: str) -> None:
         if modality and modality not in self.modalities:
             raise UsageError(
                 f"this model has no modality {modality!r}", remedy=f"Choose one of: {', '.join(self.modalities)}"
@@ -160,7 +160,7 @@ def _joined(parts: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def _of_all(vectors: torch.Tensor, rows: torch.Tensor, size: int) -> np.ndarray:
-    """Vectors of the items of a batch, NaN where an item has none."""
+    """(size, D) vectors of the items of a batch from (n, D) of its ``rows``, NaN where an item has none."""
     whole = vectors.new_full((size, vectors.shape[-1]), torch.nan)
     array: np.ndarray = whole.index_copy(0, rows, vectors).float().cpu().numpy()
     return array

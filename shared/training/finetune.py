@@ -108,7 +108,7 @@ class FinetuneTask(L.LightningModule):
         self.head = nn.Sequential(*layers, nn.Linear(self.hidden or self.width, target.outputs)).to(self.device)
 
     def features(self, batch: Batch) -> dict[str, Features]:
-        """Of each modality.
+        """By modality: those of the rows that have it.
 
         Args:
             batch: The items.

@@ -236,16 +236,16 @@ def annotate(labels: str, method: str, seed: int) -> None:
         said[ALL_COMPONENTS] = lambda: of_all_components(seed, module, target)
         found[ALL_COMPONENTS] = target.metrics(said[ALL_COMPONENTS](), truth)
     rows = []
-    answered = [{"method": "truth", "answers": letters(truth[:, 0])}]
+    spelt = [{"method": "truth", "answers": letters(truth[:, 0])}]
     for name, make in said.items():
         if name != method and ROWS.read(labels=labels, method=name, seed=seed):
             continue  # a baseline, measured beside another method
-        answered.append({"method": name, "answers": letters(make().argmax(1))})
+        spelt.append({"method": name, "answers": letters(make().argmax(1))})
         times = {"cpu_minutes": f"{minutes:.1f}", "pretraining_cpu_minutes": f"{before:.1f}"} if name == method else {}
         figures = {key: f"{found[name][key]:.4f}" for key in ("accuracy", "macro_f1")}
         about = {"labels": labels, "method": name, "seed": seed, "test_rows": len(truth)}
         rows.append({**about, **figures, **times, "commit": run.environment()["commit"][:7]})
-    ANSWERS.put([{"labels": labels, "seed": seed, **row} for row in answered])
+    ANSWERS.put([{"labels": labels, "seed": seed, **row} for row in spelt])
     ROWS.put(rows)
 
 

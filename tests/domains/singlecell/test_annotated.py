@@ -118,9 +118,8 @@ def test_in_memory(annotator: Path) -> None:
 
 def test_an_anndata_needs_no_file_and_nothing_but_its_cells(annotator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a session has gathered in it (objects, mixed columns, numbers for names) does not matter."""
-    monkeypatch.setattr(
-        "polyfm.domains.singlecell.read._MOST_SCANNED", 5
-    )  # so that values are looked at when they are read
+    # So that values are looked at when they are read, as of very many cells.
+    monkeypatch.setattr("polyfm.domains.singlecell.read._MOST_SCANNED", 5)
     model = polyfm.load(annotator)
     cells = synthetic_cells(20)
     cells.uns["tool"] = object()
@@ -164,7 +163,7 @@ def test_cells_that_were_left_out_are_told_of(
     annotator: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["embed", str(annotator), str(cells), "--out", str(tmp_path / "out.h5ad")]) == 0
-    assert "1 cells were left out" in capsys.readouterr().out
+    assert "cells that were left out (1) have NaN" in capsys.readouterr().out
 
 
 def test_numbers_are_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

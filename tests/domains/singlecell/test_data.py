@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from polyfm.domains.singlecell.binning import bin_counts
 from polyfm.domains.singlecell.blocks import cell_keys
-from polyfm.domains.singlecell.data import CellDataModule
+from polyfm.domains.singlecell.data import CellDataModule, corpus
 from polyfm.domains.singlecell.sample import CLS, SPECIALS
 from polyfm.domains.singlecell.synthetic import PROTEINS, TYPES, synthetic_cells, write_synthetic
 from polyfm.shared.data.collate import sample_key
@@ -364,7 +364,25 @@ def test_logistic_regression_has_all_genes_whatever_the_model_keeps(make: Make) 
     data = make(variable_genes=10, label=["cell_type"])
     cells = data.part("test")
     assert data.expression(cells).shape[1] == 10
-    assert data.expression(cells, whole=True).shape[1] == 300
+    everything = data.expression(cells, data.table.widen())
+    assert everything.shape[1] == 300
+    again = CellDataModule(data.path, label=["cell_type"])  # of a run that is tested, or that another starts from
+    again.load_state_dict(data.state_dict())
+    again.setup()
+    assert again.expression(cells).shape[1] == 10
+    assert (again.expression(cells, again.table.widen()) != everything).nnz == 0
+
+
+def test_what_cell_ranger_writes_twice_is_read_once(tmp_path: Path) -> None:
+    for name in ("raw", "filtered"):
+        folder = write_synthetic(tmp_path, kind="mtx.gz", n=20)
+        folder.rename(tmp_path / f"{name}_feature_bc_matrix")
+        write_synthetic(tmp_path, kind="h5", n=20).rename(tmp_path / f"{name}_feature_bc_matrix.h5")
+    (tmp_path / "web_summary.html").write_text("")
+    files, others = corpus(tmp_path)
+    assert [file.name for file in files] == ["filtered_feature_bc_matrix.h5"]
+    assert len(others) == 4
+    assert corpus(tmp_path / "raw_feature_bc_matrix")[0] == [tmp_path / "raw_feature_bc_matrix"]
 
 
 def test_labels_are_classes_and_baselines_stand_beside(make: Make) -> None:

@@ -205,6 +205,14 @@ def test_a_bad_value_is_told_with_its_row(value: float, row: int, message: str, 
         read_cells(path)
 
 
+def test_counts_in_a_layer_win_over_what_is_nearly_whole(tmp_path: Path) -> None:
+    cells = synthetic_cells(60)
+    cells.layers["counts"] = cells.X.copy()
+    cells.X.data[0] += 0.5
+    table = read_cells(save(cells, tmp_path / "corrected.h5ad"))
+    assert any("counts are read from layers/counts" in remark for remark in table.remarks)
+
+
 def test_a_column_that_parts_no_cells_is_not_guessed_for_groups(tmp_path: Path) -> None:
     cells = synthetic_cells(30)
     cells.obs = pd.DataFrame({"donor": "one", "library": ["a", "b", "c"] * 10}, index=cells.obs_names)
