@@ -30,6 +30,7 @@ from polyfm.shared.evaluation.report.panels import by_baseline
 from polyfm.shared.training.recipe import find_recipe
 
 try:
+    import pandas as pd
     import scanpy
     from anndata import AnnData
     from scipy.sparse import csr_matrix
@@ -192,7 +193,7 @@ def umap(vectors: np.ndarray) -> np.ndarray:
     Args:
         vectors: (n, D).
     """
-    cells = AnnData(vectors)
+    cells = AnnData(vectors, obs=pd.DataFrame(index=[str(i) for i in range(len(vectors))]))
     scanpy.pp.neighbors(cells, use_rep="X", random_state=0)
     scanpy.tl.umap(cells, random_state=0)
     flat: np.ndarray = cells.obsm["X_umap"]

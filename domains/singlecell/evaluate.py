@@ -266,7 +266,7 @@ def described(task: Any, data: CellDataModule, objective: CausalLM) -> tuple[dic
 
 
 def drawn(task: Any, data: CellDataModule, objective: PseudoCell) -> tuple[dict[str, float], Panel | None]:
-    """Pseudo-cells of texts: whether their nearest real cells, of the training part, are of the text.
+    """Pseudo-cells of texts: whether their nearest cells, of the training part, are of the text.
 
     Args:
         task: Pre-trained.
@@ -288,8 +288,8 @@ def drawn(task: Any, data: CellDataModule, objective: PseudoCell) -> tuple[dict[
         [[text[:120], f"{share:.0%}"] for text, share in zip(texts, right, strict=True)],
     )
     note = (
-        f"Expression of all genes is told from each of {len(texts)} texts: {np.mean(right):.1%} of the nearest real "
-        f"cells are of it (chance {chance:.1%})."
+        f"Expression of all genes is told from each of {len(texts)} texts: {np.mean(right):.1%} of the nearest "
+        f"training cells are of it (chance {chance:.1%})."
     )
     return metrics, Panel(title="Pseudo-cells", body=body, note=note, wide=True)
 
